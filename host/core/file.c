@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: MIT */
+#include "core/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static px_status open_regular(const char *path, int *fd_out, size_t *bytes, px_error *err) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return px_fail_errno(err, PX_BAD_FILE, errno, "cannot open %s", path);
+  struct stat st;
+  if (fstat(fd, &st) != 0) {
+    int e = errno;
+    close(fd);
+    return px_fail_errno(err, PX_BAD_FILE, e, "cannot read %s", path);
+  }
+  if (S_ISDIR(st.st_mode)) {
+    close(fd);
+    return px_fail(err, PX_BAD_FILE, "%s is a folder, a file is needed", path);
+  }
+  *fd_out = fd;
+  *bytes = S_ISREG(st.st_mode) ? (size_t)st.st_size : 0;
+  return PX_OK;
+}
+
+px_status px_map_open(const char *path, px_map *map, px_error *err) {
+  static const uint8_t empty[1] = {0};
+  *map = (px_map){0};
+  int fd = -1;
+  size_t bytes = 0;
+  PX_TRY(open_regular(path, &fd, &bytes, err));
+  if (bytes == 0) {
+    close(fd);
+    map->data = empty;
+    return PX_OK;
+  }
+  void *p = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+  int e = errno;
+  close(fd);
+  if (p == MAP_FAILED) return px_fail_errno(err, PX_BAD_FILE, e, "cannot map %s", path);
+  *map = (px_map){.data = p, .bytes = bytes};
+  return PX_OK;
+}
+
+void px_map_close(px_map *map) {
+  if (map->bytes) munmap((void *)(uintptr_t)map->data, map->bytes);
+  *map = (px_map){0};
+}
+
+px_status px_file_read(const char *path, size_t limit_bytes, px_buf *out, px_error *err) {
+  int fd = -1;
+  size_t bytes = 0;
+  PX_TRY(open_regular(path, &fd, &bytes, err));
+  size_t start = out->len;
+  char chunk[1 << 16];
+  for (;;) {
+    ssize_t got = read(fd, chunk, sizeof chunk);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) {
+      int e = errno;
+      close(fd);
+      return px_fail_errno(err, PX_BAD_FILE, e, "cannot read %s", path);
+    }
+    if (got == 0) break;
+    if (out->len - start + (size_t)got > limit_bytes) {
+      close(fd);
+      return px_fail(err, PX_BAD_FILE, "%s is larger than the %zu bytes that such a file may have", path, limit_bytes);
+    }
+    px_buf_append(out, chunk, (size_t)got);
+  }
+  close(fd);
+  return out->failed ? px_fail(err, PX_NO_MEMORY, "no memory to read %s", path) : PX_OK;
+}
+
+bool px_file_exists(const char *path) {
+  struct stat st;
+  return stat(path, &st) == 0;
+}
+
+bool px_file_is_dir(const char *path) {
+  struct stat st;
+  return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+px_status px_dir_make(const char *path, px_error *err) {
+  char *copy = strdup(path);
+  if (!copy) return px_fail(err, PX_NO_MEMORY, "no memory");
+  px_status status = PX_OK;
+  for (char *at = copy + 1;; at++) {
+    if (*at != '/' && *at != 0) continue;
+    char end = *at;
+    *at = 0;
+    if (mkdir(copy, 0777) != 0 && !px_file_is_dir(copy)) {
+      status = px_fail_errno(err, PX_IO, errno, "cannot make the folder %s", copy);
+      break;
+    }
+    *at = end;
+    if (!end) break;
+  }
+  free(copy);
+  return status;
+}
+
+px_status px_out_open(const char *path, px_out *out, px_error *err) {
+  *out = (px_out){.fd = -1};
+  out->path = strdup(path);
+  if (!out->path || asprintf(&out->temporary, "%s.tmp.XXXXXX", path) < 0) {
+    free(out->path);
+    *out = (px_out){.fd = -1};
+    return px_fail(err, PX_NO_MEMORY, "no memory");
+  }
+  out->fd = mkostemp(out->temporary, O_CLOEXEC);
+  if (out->fd < 0) {
+    int e = errno;
+    free(out->path);
+    free(out->temporary);
+    *out = (px_out){.fd = -1};
+    return px_fail_errno(err, PX_IO, e, "cannot write %s", path);
+  }
+  mode_t mask = umask(0);
+  umask(mask);
+  if (fchmod(out->fd, 0666 & ~mask) != 0) { /* a file system without modes: the file keeps 0600 */
+  }
+  return PX_OK;
+}
+
+px_status px_out_write(px_out *out, const void *bytes, size_t count, px_error *err) {
+  const char *at = bytes;
+  while (count) {
+    ssize_t put = write(out->fd, at, count);
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) {
+      px_status s = px_fail_errno(err, PX_IO, errno, "cannot write %s", out->path);
+      px_out_abort(out);
+      return s;
+    }
+    at += put;
+    count -= (size_t)put;
+    out->written_bytes += (uint64_t)put;
+  }
+  return PX_OK;
+}
+
+static void out_close(px_out *out) {
+  if (out->fd >= 0) close(out->fd);
+  free(out->path);
+  free(out->temporary);
+  *out = (px_out){.fd = -1};
+}
+
+/* A rename is durable only once its folder is on disk. */
+static void sync_folder_of(const char *path) {
+  char *copy = strdup(path);
+  if (!copy) return;
+  int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd >= 0) {
+    fsync(fd);
+    close(fd);
+  }
+  free(copy);
+}
+
+px_status px_out_commit(px_out *out, px_error *err) {
+  if (fsync(out->fd) != 0 || rename(out->temporary, out->path) != 0) {
+    px_status s = px_fail_errno(err, PX_IO, errno, "cannot write %s", out->path);
+    px_out_abort(out);
+    return s;
+  }
+  sync_folder_of(out->path);
+  out_close(out);
+  return PX_OK;
+}
+
+void px_out_abort(px_out *out) {
+  if (out->fd < 0) return;
+  unlink(out->temporary);
+  out_close(out);
+}
+
+px_status px_file_write(const char *path, const void *bytes, size_t count, px_error *err) {
+  px_out out;
+  PX_TRY(px_out_open(path, &out, err));
+  PX_TRY(px_out_write(&out, bytes, count, err));
+  return px_out_commit(&out, err);
+}
