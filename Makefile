@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+# A thin front: installs what is missing, then calls CMake and CTest, which do the work and can be called directly.
+.DEFAULT_GOAL := release
+.PHONY: release demo test check asan tsan fuzz bench format test-peers install clean help
+JOBS ?= $(shell nproc)
+SECONDS ?= 20
+PREFIX ?= /usr/local
+build = cmake --preset $(1) $(2) && cmake --build --preset $(1) -j $(JOBS)
+
+release: ## set-up and release build: build/release/pfx (plain `make`)
+	@scripts/setup.sh build
+	$(call build,release,-D PFX_TESTS=OFF)
+
+demo: ## train a prefix for a 135M-parameter model and see its text change, in a few minutes
+	@scripts/setup.sh demo
+	$(call build,release,-D PFX_TESTS=OFF)
+	@scripts/demo.sh
+
+test: ## everything: release, sanitizer, race and fuzz builds, all tests (about 15 minutes on 2 cores)
+	@scripts/setup.sh test
+	@scripts/fetch_model.sh || echo "pfx: no model: the tests that need it will be skipped" >&2
+	$(call build,asan)
+	$(call build,tsan)
+	$(call build,fuzz)
+	$(call build,release,-D PFX_TESTS=ON -D PFX_TEST_VARIANTS=ON)
+	ctest --test-dir build/release --output-on-failure -j 2
+
+check: ## the everyday part of the tests (under 5 minutes)
+	@scripts/setup.sh test
+	$(call build,release,-D PFX_TESTS=ON)
+	ctest --test-dir build/release --output-on-failure -j 2 -L check
+
+asan: ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@scripts/setup.sh test
+	$(call build,asan)
+	ctest --test-dir build/asan --output-on-failure -j 2
+
+tsan: ## the threaded tests under ThreadSanitizer (clang, libomp with Archer, the plain C product)
+	@scripts/setup.sh test
+	$(call build,tsan)
+	ctest --test-dir build/tsan --output-on-failure -j 2
+
+fuzz: ## every fuzzer for SECONDS=20 each, starting from its corpus
+	@scripts/setup.sh fuzz
+	$(call build,fuzz,-D PFX_FUZZ_SECONDS=$(SECONDS))
+	ctest --test-dir build/fuzz --output-on-failure -j 2
+
+bench: ## speed and memory against PEFT on this machine; see docs/performance.md
+	@scripts/setup.sh demo
+	$(call build,release,-D PFX_TESTS=OFF)
+	@scripts/fetch_model.sh
+	@bench/cpu_vs_peft.sh
+
+test-peers: ## tests that need torch, transformers and peft (in a Python environment of their own)
+	@scripts/setup.sh test
+	$(call build,release,-D PFX_TESTS=ON)
+	@tests/peers/run.sh
+
+format: ## clang-format over the tree
+	@find include host kernels tests examples bench -name '*.[ch]' | xargs clang-format -i
+
+install: ## install the release build under PREFIX=/usr/local
+	$(call build,release,-D CMAKE_INSTALL_PREFIX=$(PREFIX) -D PFX_TESTS=OFF)
+	cmake --install build/release
+
+clean: ## remove build/
+	rm -rf build
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 20

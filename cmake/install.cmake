@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+# What `cmake --install` puts where: both libraries, the public headers, the command with its pages, and the files by
+# which pkg-config and find_package(pfx) find them.
+include(CMakePackageConfigHelpers)
+
+install(TARGETS pfx_internal pfx_shared LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+if(EXISTS ${CMAKE_SOURCE_DIR}/include/pfx)
+  install(DIRECTORY include/pfx DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+endif()
+if(TARGET pfx)
+  install(TARGETS pfx RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  install(DIRECTORY ${CMAKE_BINARY_DIR}/share/ DESTINATION ${CMAKE_INSTALL_DATADIR})
+endif()
+install(FILES README.md CHANGELOG.md LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
+
+set(PFX_DNNL_FLAG)
+if(PFX_ONEDNN)
+  set(PFX_DNNL_FLAG -ldnnl)
+endif()
+configure_file(cmake/pfx.pc.in pfx.pc @ONLY)
+install(FILES ${CMAKE_BINARY_DIR}/pfx.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+set(PFX_CMAKE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/pfx)
+configure_package_config_file(cmake/pfxConfig.cmake.in pfxConfig.cmake INSTALL_DESTINATION ${PFX_CMAKE_DIR}
+                              PATH_VARS CMAKE_INSTALL_INCLUDEDIR CMAKE_INSTALL_LIBDIR)
+write_basic_package_version_file(pfxConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${CMAKE_BINARY_DIR}/pfxConfig.cmake ${CMAKE_BINARY_DIR}/pfxConfigVersion.cmake
+        DESTINATION ${PFX_CMAKE_DIR})
