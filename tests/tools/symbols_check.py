@@ -37,7 +37,7 @@ def differences(folder, library):
 def self_test():
     header = '#define PFX_API __attribute__((visibility("default")))\n/* PFX_API int pfx_no(void); */\n' \
              'PFX_API int pfx_one(void);\nPFX_API const char *pfx_two(int a,\n  int b);\n'
-    both = "int pfx_one(void) { return 1; }\nconst char *pfx_two(int a, int b) { return a + b ? 0 : 0; }\n"
+    both = "int pfx_one(void) { return 1; }\nconst char *pfx_two(int a, int b) { return a > b ? "a" : "b"; }\n"
     cases = [("int pfx_one(void) { return 1; }\n", 1), (both, 0), (both + "int px_inner(void) { return 2; }\n", 0),
              (both + 'PFX_API int px_leak(void);\nint px_leak(void) { return 3; }\n', 1)]
     wrong = 0
