@@ -6,7 +6,6 @@
   symbols_check.py --self-test    compiles small libraries that export too much, too little, and the right things
 """
 import glob
-import os
 import re
 import subprocess
 import sys
@@ -37,7 +36,7 @@ def differences(folder, library):
 def self_test():
     header = '#define PFX_API __attribute__((visibility("default")))\n/* PFX_API int pfx_no(void); */\n' \
              'PFX_API int pfx_one(void);\nPFX_API const char *pfx_two(int a,\n  int b);\n'
-    both = "int pfx_one(void) { return 1; }\nconst char *pfx_two(int a, int b) { return a > b ? "a" : "b"; }\n"
+    both = "int pfx_one(void) { return 1; }\nconst char *pfx_two(int a, int b) { return a > b ? (void *)0 : (void *)1; }\n"
     cases = [("int pfx_one(void) { return 1; }\n", 1), (both, 0), (both + "int px_inner(void) { return 2; }\n", 0),
              (both + 'PFX_API int px_leak(void);\nint px_leak(void) { return 3; }\n', 1)]
     wrong = 0
@@ -62,9 +61,6 @@ def main():
     if len(sys.argv) != 3:
         print(__doc__, file=sys.stderr)
         return 2
-    if not os.path.isdir(sys.argv[1]):
-        print(f"no such folder: {sys.argv[1]}", file=sys.stderr)
-        return 77 if not exported(sys.argv[2]) else 1
     found = differences(sys.argv[1], sys.argv[2])
     print("\n".join(found))
     return 1 if found else 0
