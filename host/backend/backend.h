@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: MIT
+ * The operation table. Every backend fills every slot of PX_OPERATIONS; forward and backward call px_op_<name>.
+ *
+ * The first failure sticks: it is recorded in the backend, later operations do nothing, and whoever runs the step calls
+ * px_backend_status once at its end. A backend is used by one thread at a time. Memory a backend allocates is only touched
+ * by its operations and services ("device memory"); on the CPU backend it is ordinary memory and host_visible is true. */
+#ifndef PX_BACKEND_BACKEND_H
+#define PX_BACKEND_BACKEND_H
+
+#include "core/error.h"
+#include "core/log.h"
+#include "core/types.h"
+#include "kernels/activation.h"
+#include "kernels/attention.h"
+#include "kernels/dequant.h"
+#include "kernels/elementwise.h"
+#include "kernels/embed.h"
+#include "kernels/gemm.h"
+#include "kernels/kv_write.h"
+#include "kernels/lora.h"
+#include "kernels/loss.h"
+#include "kernels/norm.h"
+#include "kernels/optimizer.h"
+#include "kernels/rope.h"
+#include "kernels/sample.h"
+
+/* X(slot, argument struct, check function) */
+#define PX_OPERATIONS(X)                                    \
+  X(embed_fwd, px_embed_fwd_args, px_embed_fwd_check)       \
+  X(embed_bwd, px_embed_bwd_args, px_embed_bwd_check)       \
+  X(norm_fwd, px_norm_fwd_args, px_norm_fwd_check)          \
+  X(norm_bwd, px_norm_bwd_args, px_norm_bwd_check)          \
+  X(gemm, px_gemm_args, px_gemm_check)                      \
+  X(lora_by_id, px_lora_args, px_lora_check)                \
+  X(col_sum, px_col_sum_args, px_col_sum_check)             \
+  X(rope, px_rope_args, px_rope_check)                      \
+  X(attn_fwd, px_attn_fwd_args, px_attn_fwd_check)          \
+  X(attn_bwd, px_attn_bwd_args, px_attn_bwd_check)          \
+  X(attn_decode, px_attn_decode_args, px_attn_decode_check) \
+  X(act_fwd, px_act_fwd_args, px_act_fwd_check)             \
+  X(act_bwd, px_act_bwd_args, px_act_bwd_check)             \
+  X(add, px_add_args, px_add_check)                         \
+  X(scale, px_scale_args, px_scale_check)                   \
+  X(dropout, px_dropout_args, px_dropout_check)             \
+  X(gather_rows, px_rows_args, px_gather_rows_check)        \
+  X(scatter_rows, px_rows_args, px_scatter_rows_check)      \
+  X(loss, px_loss_args, px_loss_check)                      \
+  X(adamw, px_adamw_args, px_adamw_check)                   \
+  X(sum_sq, px_sum_sq_args, px_sum_sq_check)                \
+  X(cast, px_cast_args, px_cast_check)                      \
+  X(dequant, px_dequant_args, px_dequant_check)             \
+  X(kv_write, px_kv_write_args, px_kv_write_check)          \
+  X(sample, px_sample_args, px_sample_check)
+
+typedef struct px_backend px_backend;
+
+typedef struct px_backend_ops {
+#define PX_SLOT(slot, args, check) int (*slot)(px_backend * be, const args *a);
+  PX_OPERATIONS(PX_SLOT)
+#undef PX_SLOT
+  /* Services. alloc: 64-byte aligned, NULL when memory is out; contents undefined. */
+  void (*close)(px_backend *be);
+  void *(*alloc)(px_backend *be, size_t bytes);
+  void (*free)(px_backend *be, void *p);
+  int (*write)(px_backend *be, void *dst, const void *host, size_t bytes);
+  int (*read)(px_backend *be, void *host, const void *src, size_t bytes); /* waits for the bytes */
+  int (*copy)(px_backend *be, void *dst, const void *src, size_t bytes);
+  int (*zero)(px_backend *be, void *dst, size_t bytes);
+  int (*wait)(px_backend *be);
+  const char *(*error_text)(px_backend *be, int code);
+} px_backend_ops;
+
+enum {
+#define PX_SLOT(slot, args, check) PX_OP_##slot,
+  PX_OPERATIONS(PX_SLOT)
+#undef PX_SLOT
+      PX_OP_COUNT
+};
+const char *px_op_name(int op);
+
+struct px_backend {
+  const px_backend_ops *ops;
+  const char *name;     /* "cpu" */
+  const char *products; /* "oneDNN 2.6.3 (avx512_core_bf16)" or "plain C": what makes bits, recorded in run.json */
+  bool host_visible;    /* its memory is ordinary memory */
+  bool computes_bf16;   /* --dtype bf16 is worth it here */
+  int threads;
+  px_log log;
+  px_error failure; /* the first one; status PX_OK: none */
+  void *own;        /* the backend's own state */
+  bool profile;
+  double op_seconds[PX_OP_COUNT]; /* where profile is on */
+  int64_t op_calls[PX_OP_COUNT];
+  size_t allocated_bytes, peak_bytes; /* by px_backend_alloc */
+};
+
+typedef struct px_backend_options {
+  int threads; /* 0: all cores the process may use */
+  px_log log;
+  bool profile;
+} px_backend_options;
+
+/* The CPU backend. Products: oneDNN where built in, else plain C. */
+px_status px_backend_open_cpu(const px_backend_options *options, px_backend **out, px_error *err);
+void px_backend_close(px_backend *be);
+
+/* The sticky failure, once; clears it. */
+px_status px_backend_status(px_backend *be, px_error *err);
+void px_backend_fail(px_backend *be, px_status status, const char *what);
+
+#define PX_SLOT(slot, args, check) void px_op_##slot(px_backend *be, const args *a);
+PX_OPERATIONS(PX_SLOT)
+#undef PX_SLOT
+
+void *px_backend_alloc(px_backend *be, size_t bytes); /* failure sticks too: PX_NO_MEMORY with the size; NULL */
+void px_backend_free(px_backend *be, void *p);        /* NULL is fine */
+void px_backend_write(px_backend *be, void *dst, const void *host, size_t bytes);
+void px_backend_read(px_backend *be, void *host, const void *src, size_t bytes);
+void px_backend_copy(px_backend *be, void *dst, const void *src, size_t bytes);
+void px_backend_zero(px_backend *be, void *dst, size_t bytes);
+void px_backend_wait(px_backend *be);
+
+#endif

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: MIT
+ * Attention over [shared prefix | own tokens], forward, backward and decode.
+ *
+ * Sequence s has queries q[q_offsets[s] .. q_offsets[s+1]) and keys k[k_offsets[s] .. k_offsets[s+1]), lengths nq and nk,
+ * and reads the segment seg = segments[adapter[s]] (adapter[s] == -1: none), whose P keys and values are stored once.
+ * For query i (0-based in its sequence), head h, kv head g = h / (heads / kv_heads):
+ *   s_j = scale * <q_i, key_j>      over the P segment keys, all visible, and own keys j with, where d = nk - nq,
+ *         full: all j;  causal: j <= i + d;  window W > 0 (causal): also j > i + d - W   (never hides the segment)
+ *   lse_i = log sum_j exp(s_j)      o_i = sum_j exp(s_j - lse_i) value_j
+ *   A query without any visible key: o = 0, lse = -inf.
+ * Backward, with D_i = <do_i, o_i>, p = exp(s - lse), ds = p (<do_i, value_j> - D_i):
+ *   dq_i = scale sum_j ds_j key_j   dkey_j = scale sum_i ds_j q_i   dvalue_j = sum_i p_j do_i
+ *   sums over all query heads of a kv head, and for a segment over all sequences that name it.
+ *
+ * Shapes, outermost first: q, o, dq, do [rows, heads, head_dim] with row stride in elements (heads are adjacent);
+ * k, v, dk, dv [rows, kv_heads, head_dim] likewise; segment k, v [len, kv_heads, head_dim] in `dtype` with segment.stride;
+ * segment dk, dv float32 [len, kv_heads, head_dim] with segment.grad_stride; lse [heads, q rows] float32, natural log.
+ * Limits: head_dim 1..256, heads % kv_heads == 0, dtype f32 or bf16.
+ * Arithmetic: products and sums in float32. bf16: probabilities may be rounded to bf16 before they meet the values.
+ * Aliasing: none. Determinism: bits depend on the arguments alone, never on the number of threads; segment gradients
+ * are partial sums over fixed chunks of sequences, added in order. o, lse, dq, dk, dv are assigned; segment gradients accumulate.
+ */
+#ifndef PX_KERNELS_ATTENTION_H
+#define PX_KERNELS_ATTENTION_H
+
+#include "core/types.h"
+
+typedef enum px_mask { PX_MASK_FULL = 0, PX_MASK_CAUSAL = 1 } px_mask;
+
+typedef struct px_kv_segment {
+  const void *k, *v; /* [len, kv_heads, head_dim] */
+  int64_t stride;    /* elements from one row to the next */
+  int32_t len;       /* 0 is allowed: same as no segment */
+  float *dk, *dv;    /* backward only: accumulated; NULL: not wanted */
+  int64_t grad_stride;
+} px_kv_segment;
+
+typedef struct px_attn_shape {
+  px_dtype dtype;
+  int32_t heads, kv_heads, head_dim;
+  float scale;
+  px_mask mask;
+  int32_t window; /* 0: none; else own keys a query sees, itself included */
+  int32_t seqs;
+  const int32_t *q_offsets; /* [seqs + 1] */
+  const int32_t *k_offsets; /* [seqs + 1]; may be the same array */
+  const int32_t *adapter;   /* [seqs], index into segments or -1; NULL: none */
+  const px_kv_segment *segments;
+  int32_t segment_count;
+} px_attn_shape;
+
+typedef struct px_attn_fwd_args {
+  px_attn_shape shape;
+  const void *q, *k, *v;
+  int64_t q_stride, k_stride, v_stride, o_stride;
+  void *o;
+  float *lse; /* NULL: not kept */
+} px_attn_fwd_args;
+
+typedef struct px_attn_bwd_args {
+  px_attn_shape shape;
+  const void *q, *k, *v, *o, *dout;
+  int64_t q_stride, k_stride, v_stride, o_stride, dout_stride, dq_stride, dk_stride, dv_stride;
+  const float *lse;
+  void *dq, *dk, *dv; /* all NULL: only the segments' gradients are wanted (the first layer of prefix tuning) */
+  void *workspace;    /* px_attn_bwd_workspace bytes */
+} px_attn_bwd_args;
+
+/* One to a few new tokens per sequence against a paged cache. Row t of page p: cache + (p * page_tokens + t) * row, where
+ * row = kv_heads * head_dim. Sequence s holds kv_lens[s] tokens (the new ones included), token j in page
+ * block_table[s * max_blocks + j / page_tokens]. Causal, lower right; shape.k_offsets is not used. */
+typedef struct px_attn_decode_args {
+  px_attn_shape shape;
+  const void *q;
+  void *o;
+  int64_t q_stride, o_stride;
+  const void *k_cache, *v_cache;
+  const int32_t *block_table;
+  const int32_t *kv_lens;
+  int32_t max_blocks, page_tokens;
+  void *workspace;
+} px_attn_decode_args;
+
+/* What is wrong with the arguments (a constant text), or NULL. */
+const char *px_attn_fwd_check(const px_attn_fwd_args *a);
+const char *px_attn_bwd_check(const px_attn_bwd_args *a);
+const char *px_attn_decode_check(const px_attn_decode_args *a);
+/* Bytes of workspace: an upper bound from what the buffer plan knows (the arrays in *shape are not read). */
+size_t px_attn_bwd_workspace(const px_attn_shape *shape, int64_t q_rows, int64_t segment_rows_total);
+size_t px_attn_decode_workspace(const px_attn_shape *shape, int64_t q_rows);
+
+int px_attn_fwd_cpu(const px_attn_fwd_args *a);
+int px_attn_bwd_cpu(const px_attn_bwd_args *a);
+int px_attn_decode_cpu(const px_attn_decode_args *a);
+
+#endif

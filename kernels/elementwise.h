@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT
+ * Small passes over rows: add, scale, dropout, cast, column sums, gather and scatter of rows.
+ * Everything is [rows, dim] with row strides in elements; arithmetic float32, one rounding. */
+#ifndef PX_KERNELS_ELEMENTWISE_H
+#define PX_KERNELS_ELEMENTWISE_H
+
+#include "core/types.h"
+
+/* y = a + b. y may be a or b. */
+typedef struct px_add_args {
+  px_dtype dtype;
+  int64_t rows, dim, a_stride, b_stride, y_stride;
+  const void *a, *b;
+  void *y;
+} px_add_args;
+
+/* y = x * alpha * s[id[t]][j]: id NULL means entry 0; s NULL means 1. s entries are float32 [dim]. y may be x. */
+typedef struct px_scale_args {
+  px_dtype dtype;
+  int64_t rows, dim, x_stride, y_stride;
+  float alpha;
+  const float *const *s;
+  const int32_t *id;
+  const void *x;
+  void *y;
+} px_scale_args;
+
+/* y = x keep / (1 - p), keep decided by px_philox(seed, stream, step, index0 + t * dim + j) word 0: px_uniform(word) >= p.
+ * Forward and backward are the same pass. y may be x. p in [0, 1). */
+typedef struct px_dropout_args {
+  px_dtype dtype;
+  int64_t rows, dim, x_stride, y_stride;
+  float p;
+  uint64_t seed, index0;
+  uint32_t stream, step;
+  const void *x;
+  void *y;
+} px_dropout_args;
+
+/* y = (y_type) x; f32, f16, bf16 in any direction. */
+typedef struct px_cast_args {
+  px_dtype x_type, y_type;
+  int64_t rows, dim, x_stride, y_stride;
+  const void *x;
+  void *y;
+} px_cast_args;
+
+/* out[j] += sum_t x[t, j], float32, fixed order. */
+typedef struct px_col_sum_args {
+  px_dtype dtype;
+  int64_t rows, dim, x_stride;
+  const void *x;
+  float *out;
+} px_col_sum_args;
+
+/* gather: y[i] = x[index[i]]. scatter: y[index[i]] = x[i], all other rows of y become zero; index ascending, distinct.
+ * `rows` counts the index; `all_rows` the other side. */
+typedef struct px_rows_args {
+  px_dtype dtype;
+  int64_t rows, all_rows, dim, x_stride, y_stride;
+  const int32_t *index;
+  const void *x;
+  void *y;
+} px_rows_args;
+
+const char *px_add_check(const px_add_args *a);
+const char *px_scale_check(const px_scale_args *a);
+const char *px_dropout_check(const px_dropout_args *a);
+const char *px_cast_check(const px_cast_args *a);
+const char *px_col_sum_check(const px_col_sum_args *a);
+const char *px_gather_rows_check(const px_rows_args *a);
+const char *px_scatter_rows_check(const px_rows_args *a);
+int px_add_cpu(const px_add_args *a);
+int px_scale_cpu(const px_scale_args *a);
+int px_dropout_cpu(const px_dropout_args *a);
+int px_cast_cpu(const px_cast_args *a);
+int px_col_sum_cpu(const px_col_sum_args *a);
+int px_gather_rows_cpu(const px_rows_args *a);
+int px_scatter_rows_cpu(const px_rows_args *a);
+
+#endif

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: MIT
+ * New keys and values into a cache: row t of k and v goes to slot slots[t] of k_cache and v_cache ([slots, dim], dense);
+ * slot = page * page_tokens + offset, so the same call serves contiguous and paged caches. Slots are distinct; -1 skips. */
+#ifndef PX_KERNELS_KV_WRITE_H
+#define PX_KERNELS_KV_WRITE_H
+
+#include "core/types.h"
+
+typedef struct px_kv_write_args {
+  px_dtype dtype;
+  int64_t rows, dim, k_stride, v_stride; /* dim = kv_heads * head_dim */
+  const void *k, *v;
+  void *k_cache, *v_cache;
+  const int64_t *slots;
+} px_kv_write_args;
+
+const char *px_kv_write_check(const px_kv_write_args *a);
+int px_kv_write_cpu(const px_kv_write_args *a);
+
+#endif

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: MIT
+ * Products with a small matrix chosen by adapter id per sequence (the two halves of a low-rank delta).
+ * Rows [offsets[s], offsets[s+1]) belong to sequence s; id = adapter[s] (-1: the sequence takes no part); m = mats[id]:
+ *   FWD   y[t, j] (+)= m.scale sum_i x[t, i] m.w[j, i]      x [rows, in], y [rows, out], m.w [out, in] f32 or dtype
+ *   DX    x[t, i] (+)= m.scale sum_j y[t, j] m.w[j, i]      (x is written, y read)
+ *   DW    m.dw[j, i] += m.scale sum_t y[t, j] x[t, i]       float32, in the order of t
+ * in and out may differ per id; columns of the written side beyond them, and rows without an adapter, become zero unless
+ * accumulate. Arithmetic float32, one rounding. */
+#ifndef PX_KERNELS_LORA_H
+#define PX_KERNELS_LORA_H
+
+#include "core/types.h"
+
+typedef enum px_lora_mode { PX_LORA_FWD = 0, PX_LORA_DX = 1, PX_LORA_DW = 2 } px_lora_mode;
+
+typedef struct px_lora_matrix {
+  const void *w; /* [out, in] dense */
+  float *dw;
+  int32_t in, out;
+  float scale;
+} px_lora_matrix;
+
+typedef struct px_lora_args {
+  px_lora_mode mode;
+  px_dtype dtype, w_type;
+  int32_t seqs;
+  const int32_t *offsets, *adapter;
+  const px_lora_matrix *mats;
+  int32_t mat_count;
+  void *x, *y;
+  int64_t x_stride, y_stride, x_dim, y_dim; /* columns of x and y */
+  bool accumulate;
+} px_lora_args;
+
+const char *px_lora_check(const px_lora_args *a);
+int px_lora_cpu(const px_lora_args *a);
+
+#endif

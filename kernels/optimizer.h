@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT
+ * Sum of squares and AdamW (Loshchilov and Hutter 2019) over a whole list of tensors, per group.
+ * Gradients are float32 sums over labelled tokens; the division by their number n happens here, once.
+ *   sum_sq: group.sum_sq = sum over the group's tensors and elements of g^2 (float64, fixed order; assigned)
+ *   adamw:  norm = sqrt(group.sum_sq) / n; group.grad_norm = norm; if group.loss_sum / n or norm is not finite, or n == 0:
+ *           group.skipped = 1 and every tensor of the group stays untouched. Else group.skipped = 0, and with
+ *           c = clip > 0 ? min(1, clip / (norm + 1e-6)) : 1,  g = c * grad / n,  t = group.step + 1, lr = group.lr * lr_scale:
+ *           m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,
+ *           value -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * value);   then group.step = t.
+ *   Element arithmetic is float32 in the order written (bias corrections are float64, rounded once). */
+#ifndef PX_KERNELS_OPTIMIZER_H
+#define PX_KERNELS_OPTIMIZER_H
+
+#include "core/types.h"
+
+/* Lives in backend memory; the host writes lr and tokens before a step and reads the rest after it. */
+typedef struct px_group {
+  double loss_sum; /* of the step so far, by `loss` */
+  double sum_sq;   /* by sum_sq */
+  int64_t tokens;  /* labelled tokens of the step, by the host */
+  int64_t step;    /* updates done */
+  float lr, clip;
+  float grad_norm;
+  int32_t skipped;
+} px_group;
+
+typedef struct px_opt_tensor {
+  float *value, *grad, *m, *v;
+  int64_t count;
+  float weight_decay, lr_scale;
+  int32_t group;
+} px_opt_tensor;
+
+typedef struct px_sum_sq_args {
+  const px_opt_tensor *tensors;
+  int32_t tensor_count, group_count;
+  px_group *groups;
+} px_sum_sq_args;
+
+typedef struct px_adamw_args {
+  const px_opt_tensor *tensors;
+  int32_t tensor_count, group_count;
+  px_group *groups;
+  float beta1, beta2, eps;
+} px_adamw_args;
+
+const char *px_sum_sq_check(const px_sum_sq_args *a);
+const char *px_adamw_check(const px_adamw_args *a);
+int px_sum_sq_cpu(const px_sum_sq_args *a);
+int px_adamw_cpu(const px_adamw_args *a);
+
+#endif
