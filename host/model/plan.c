@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: MIT */
+#include "model/plan.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* Lays buffers out one after the other; with memory NULL it only counts. The same walk makes plan and pointers. */
+typedef struct layout {
+  px_plan *plan;
+  char *memory;
+  size_t used;
+} layout;
+
+static void *place(layout *l, const char *name, int64_t elements, size_t element_bytes) {
+  size_t bytes = ((size_t)elements * element_bytes + 63) & ~(size_t)63;
+  void *at = l->memory ? l->memory + l->used : NULL;
+  l->used += bytes;
+  px_plan *p = l->plan;
+  for (int i = 0; i < p->line_count; i++)
+    if (strcmp(p->lines[i].name, name) == 0) {
+      p->lines[i].bytes += bytes;
+      return at;
+    }
+  if (p->line_count < (int)(sizeof p->lines / sizeof *p->lines)) p->lines[p->line_count++] = (px_plan_line){name, bytes};
+  return at;
+}
+
+static void place_layer(layout *l, const px_config *c, const px_plan_request *r, px_layer_saves *s, bool shared) {
+  int64_t t = r->tokens, a = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
+  size_t e = px_dtype_bytes(r->dtype, 1);
+  if (!shared) {
+    s->x = place(l, "layer inputs", t * c->dim, e);
+    s->mid = place(l, "layer inputs", t * c->dim, e);
+    s->o = place(l, "attention outputs", t * a, e);
+    s->ffn = place(l, "feed-forward", t * c->ffn_dim * (c->gated ? 2 : 1), e);
+    if (c->qk_norm) s->qk_raw = place(l, "queries and keys before norm", t * (a + kv), e);
+  }
+  if (!shared || r->keep_kv) s->qkv = place(l, "queries, keys, values", t * (a + 2 * kv), e);
+  if (!shared && r->backward) {
+    s->lse = place(l, "statistics", t * c->heads, 4);
+    s->rstd1 = place(l, "statistics", t, 4);
+    s->rstd2 = place(l, "statistics", t, 4);
+    if (c->norm == PX_NORM_LAYER) {
+      s->mean1 = place(l, "statistics", t, 4);
+      s->mean2 = place(l, "statistics", t, 4);
+    }
+    if (c->qk_norm) s->qk_rstd = place(l, "statistics", t * (c->heads + c->kv_heads), 4);
+  }
+}
+
+static void place_all(layout *l, const px_config *c, const px_plan_request *r, px_buffers *b) {
+  int64_t t = r->tokens, a = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
+  size_t e = px_dtype_bytes(r->dtype, 1);
+  px_attn_shape shape = {.dtype = r->dtype, .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim,
+                         .seqs = (int32_t)r->seqs, .mask = PX_MASK_CAUSAL};
+  b->ids = place(l, "batch", t, 4);
+  b->positions = place(l, "batch", t, 4);
+  b->offsets = place(l, "batch", r->seqs + 1, 4);
+  b->adapter = place(l, "batch", r->seqs, 4);
+  b->label_rows = place(l, "batch", r->labels, 4);
+  b->targets = place(l, "batch", r->labels, 4);
+  b->label_group = place(l, "batch", r->labels, 4);
+  if (!c->learned_positions) {
+    b->cos_table = place(l, "rotary tables", r->positions * (c->head_dim / 2), 4);
+    b->sin_table = place(l, "rotary tables", r->positions * (c->head_dim / 2), 4);
+  }
+  px_layer_saves first = {0};
+  for (int i = 0; i < c->layers; i++) {
+    px_layer_saves saves = i && !r->backward ? first : (px_layer_saves){0};
+    place_layer(l, c, r, &saves, i && !r->backward);
+    if (i == 0) first = saves;
+    if (b->layers) b->layers[i] = saves;
+  }
+  b->n = place(l, "layer scratch", t * c->dim, e);
+  b->proj = place(l, "layer scratch", t * c->dim, e);
+  b->act = place(l, "layer scratch", t * c->ffn_dim, e);
+  if (r->decode) b->decode_workspace = place(l, "attention workspace", (int64_t)px_attn_decode_workspace(&shape, t), 1);
+  b->head_x = place(l, "labelled rows", r->labels * c->dim, e);
+  b->head_n = place(l, "labelled rows", r->labels * c->dim, e);
+  b->head_rstd = place(l, "labelled rows", r->labels, 4);
+  b->head_mean = place(l, "labelled rows", r->labels, 4);
+  b->row_loss = place(l, "labelled rows", r->labels, 4);
+  b->logits = place(l, "logits", r->logit_rows * c->vocab, r->backward ? e : 4);
+  if (r->backward) {
+    b->head_dn = place(l, "labelled rows", r->labels * c->dim, e);
+    b->dx = place(l, "gradients of activations", t * c->dim, e);
+    b->dheads = place(l, "gradients of activations", t * a, e);
+    b->dqkv = place(l, "gradients of activations", t * (a + 2 * kv), e);
+    b->attn_workspace = place(l, "attention workspace", (int64_t)px_attn_bwd_workspace(&shape, t, r->segment_rows), 1);
+  }
+}
+
+void px_plan_make(const px_config *config, const px_plan_request *request, px_plan *plan) {
+  *plan = (px_plan){.request = *request};
+  layout l = {.plan = plan};
+  px_buffers none = {0};
+  place_all(&l, config, request, &none);
+  plan->total_bytes = l.used;
+}
+
+px_status px_plan_fits(const px_plan *plan, size_t also_bytes, px_error *err) {
+  long long available = -1;
+  FILE *f = fopen("/proc/meminfo", "r");
+  char line[200];
+  while (f && fgets(line, sizeof line, f))
+    if (sscanf(line, "MemAvailable: %lld kB", &available) == 1) break;
+  if (f) fclose(f);
+  if (available < 0) return PX_OK; /* unknown: the allocation itself will tell */
+  double need = (double)(plan->total_bytes + also_bytes), have = (double)available * 1024;
+  if (need <= have) return PX_OK;
+  return px_fail(err, PX_NO_MEMORY,
+                 "the step needs %.2f GB (%lld tokens a batch) and %.2f GB are free: use fewer --batch-rows or --batch-tokens, shorter rows, "
+                 "or --accumulate",
+                 need / 1e9, (long long)plan->request.tokens, have / 1e9);
+}
+
+px_status px_buffers_open(const px_config *config, px_backend *be, const px_plan_request *request, px_buffers *b, px_error *err) {
+  *b = (px_buffers){0};
+  px_plan_make(config, request, &b->plan);
+  PX_TRY(px_plan_fits(&b->plan, 0, err));
+  b->layers = px_calloc((size_t)config->layers, sizeof *b->layers);
+  b->memory = px_backend_alloc(be, b->plan.total_bytes);
+  if (!b->layers || !b->memory) {
+    px_status status = px_backend_status(be, err);
+    px_buffers_close(b, be);
+    return status != PX_OK ? status : px_fail(err, PX_NO_MEMORY, "no memory");
+  }
+  px_plan counted = {0};
+  layout l = {.plan = &counted, .memory = b->memory};
+  place_all(&l, config, request, b);
+  if (config->learned_positions) return PX_OK;
+  size_t bytes = (size_t)request->positions * (size_t)(config->head_dim / 2) * sizeof(float);
+  float *tables = malloc(2 * bytes + 1);
+  if (!tables) {
+    px_buffers_close(b, be);
+    return px_fail(err, PX_NO_MEMORY, "no memory");
+  }
+  float *sines = tables + bytes / sizeof(float);
+  px_rope_tables(config, request->positions, tables, sines);
+  px_backend_write(be, b->cos_table, tables, bytes);
+  px_backend_write(be, b->sin_table, sines, bytes);
+  free(tables);
+  return px_backend_status(be, err);
+}
+
+void px_buffers_close(px_buffers *b, px_backend *be) {
+  px_backend_free(be, b->memory);
+  free(b->layers);
+  *b = (px_buffers){0};
+}
