@@ -48,6 +48,16 @@ px_status px_rows_read(const char *path, const px_tokenizer *tok, const px_row_o
                        px_rows *out, px_error *err);
 void px_rows_free(px_rows *rows);
 
+/* When generating, rows with equal prompts are one item with the references of all of them, in order of first
+ * appearance (keep_text rows only; rows without a prompt are no items). Items in *arena, texts borrowed from *rows. */
+typedef struct px_row_item {
+  const char *prompt;
+  const char **references;
+  size_t reference_count;
+  size_t row; /* the first of them */
+} px_row_item;
+px_status px_rows_items(const px_rows *rows, px_arena *arena, px_row_item **items, size_t *count, px_error *err);
+
 /* The ids a model is prompted with: begin token by the rules, text encoded (chat: template applied to one user turn). */
 px_status px_prompt_ids(const px_tokenizer *tok, const px_row_options *options, const char *prompt, bool chat, px_ids *out, px_error *err);
 
