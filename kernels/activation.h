@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Activations, plain (up == NULL: y = f(gate)) and gated (y = f(gate) * up), forward and backward.
  *   silu: x / (1 + exp(-x))    gelu_tanh: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
- *   gelu_erf: 0.5 x (1 + erf(x / sqrt 2))    relu: max(x, 0)
+ *   gelu_erf: 0.5 x (1 + erf(x / sqrt 2))    relu: max(x, 0)    tanh: tanh(x)
  * Backward: dgate = dy f'(gate) [* up],  dup = dy f(gate). dgate may be gate, dup may be up, y may be gate; dy may be neither.
  * All [rows, dim] with row strides; arithmetic float32, one rounding. */
 #ifndef PX_KERNELS_ACTIVATION_H
@@ -9,7 +9,7 @@
 
 #include "core/types.h"
 
-typedef enum px_act_kind { PX_ACT_SILU = 0, PX_ACT_GELU_TANH = 1, PX_ACT_GELU_ERF = 2, PX_ACT_RELU = 3 } px_act_kind;
+typedef enum px_act_kind { PX_ACT_SILU = 0, PX_ACT_GELU_TANH = 1, PX_ACT_GELU_ERF = 2, PX_ACT_RELU = 3, PX_ACT_TANH = 4 } px_act_kind;
 
 typedef struct px_act_fwd_args {
   px_act_kind kind;

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: MIT
+ * The grammar of --tune: NAME[:SIZE][:KEY=VALUE]..., parts joined by `+`. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "core/file.h"
+#include "tune/tune.h"
+
+static px_status whole(const char *part, const char *key, const char *text, long min, long max, int32_t *out, px_error *err) {
+  char *end = NULL;
+  errno = 0;
+  long value = strtol(text, &end, 10);
+  if (errno || end == text || *end || value < min || value > max)
+    return px_fail(err, PX_INVALID, "--tune %s: %s must be a whole number from %ld to %ld, not \"%s\"", part, key, min, max, text);
+  *out = (int32_t)value;
+  return PX_OK;
+}
+
+static px_status number(const char *part, const char *key, const char *text, double min, double below, double *out, px_error *err) {
+  char *end = NULL;
+  double value = strtod(text, &end);
+  if (end == text || *end || !(value >= min && value < below))
+    return px_fail(err, PX_INVALID, "--tune %s: %s must be a number from %g to below %g, not \"%s\"", part, key, min, below, text);
+  *out = value;
+  return PX_OK;
+}
+
+/* random | zero | text:... | text-file:F or @F | adapter:DIR */
+static px_status parse_init(const char *text, px_tune_spec *spec, px_error *err) {
+  free(spec->init_value);
+  spec->init_value = NULL;
+  const char *value = NULL, *file = NULL;
+  if (strcmp(text, "random") == 0) {
+    spec->init = PX_INIT_RANDOM;
+  } else if (strcmp(text, "zero") == 0) {
+    spec->init = PX_INIT_ZERO;
+  } else if (strncmp(text, "text:", 5) == 0) {
+    spec->init = PX_INIT_TEXT;
+    value = text + 5;
+  } else if (strncmp(text, "text-file:", 10) == 0 || text[0] == '@') {
+    spec->init = PX_INIT_TEXT;
+    file = text[0] == '@' ? text + 1 : text + 10;
+  } else if (strncmp(text, "adapter:", 8) == 0) {
+    spec->init = PX_INIT_ADAPTER;
+    value = text + 8;
+  } else {
+    return px_fail(err, PX_INVALID, "--init \"%s\" is not known: random, zero, text:TEXT, text-file:FILE, adapter:FOLDER are", text);
+  }
+  px_buf bytes = {0};
+  if (file) {
+    px_status status = px_file_read(file, 16u << 20, &bytes, err);
+    if (status != PX_OK) {
+      px_buf_free(&bytes);
+      return status;
+    }
+    value = bytes.data ? bytes.data : "";
+  }
+  if (value && !(spec->init_value = strdup(value))) {
+    px_buf_free(&bytes);
+    return px_fail(err, PX_NO_MEMORY, "no memory");
+  }
+  px_buf_free(&bytes);
+  return PX_OK;
+}
+
+static px_status parse_key(const char *part, char *item, px_tune_spec *spec, px_error *err) {
+  char *value = strchr(item, '=');
+  if (!value) return px_fail(err, PX_INVALID, "--tune %s: \"%s\" is no KEY=VALUE", part, item);
+  *value++ = 0;
+  double dropout = 0;
+  if (strcmp(item, "lr") == 0) return number(part, item, value, 1e-12, 1e3, &spec->lr, err);
+  if (strcmp(item, "reparam") == 0) return whole(part, item, value, 1, 1 << 20, &spec->reparam_hidden, err);
+  if (strcmp(item, "init") == 0) return parse_init(value, spec, err);
+  if (strcmp(item, "dropout") == 0) {
+    PX_TRY(number(part, item, value, 0, 1, &dropout, err));
+    spec->dropout = (float)dropout;
+    return PX_OK;
+  }
+  return px_fail(err, PX_INVALID, "--tune %s: \"%s\" is not known: lr, init, reparam, dropout are", part, item);
+}
+
+px_status px_tune_parse(const char *text, const char *init, int reparam, px_tune_spec *spec, px_error *err) {
+  *spec = (px_tune_spec){0};
+  if (strchr(text, '+')) return px_fail(err, PX_INVALID, "--tune %s: joined parts are not in this release, one prefix is", text);
+  char *copy = strdup(text), *save = NULL;
+  if (!copy) return px_fail(err, PX_NO_MEMORY, "no memory");
+  char *name = strtok_r(copy, ":", &save);
+  px_status status = PX_OK;
+  if (!name || strcmp(name, "prefix") != 0)
+    status = px_fail(err, PX_INVALID, "--tune %s: \"%s\" is not known in this release, prefix:N is", text, name ? name : "");
+  bool first = true;
+  for (char *item; status == PX_OK && (item = strtok_r(NULL, ":", &save)); first = false) {
+    if (first && !strchr(item, '='))
+      status = whole(text, "the number of virtual tokens", item, 1, 1 << 20, &spec->prefix_tokens, err);
+    else
+      status = parse_key(text, item, spec, err);
+  }
+  free(copy);
+  if (status == PX_OK && init) status = parse_init(init, spec, err);
+  if (reparam > 0) spec->reparam_hidden = reparam;
+  if (status == PX_OK && !spec->prefix_tokens && spec->init != PX_INIT_TEXT && spec->init != PX_INIT_ADAPTER)
+    status = px_fail(err, PX_INVALID, "--tune %s: how many virtual tokens? Write prefix:20", text);
+  if (status != PX_OK) px_tune_spec_free(spec);
+  return status;
+}
+
+void px_tune_spec_free(px_tune_spec *spec) {
+  free(spec->init_value);
+  *spec = (px_tune_spec){0};
+}
+
+double px_tune_usual_lr(const px_tune_spec *spec) { return spec->reparam_hidden ? 1e-3 : 1e-2; }
