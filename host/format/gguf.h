@@ -17,7 +17,7 @@ typedef struct px_gguf_string {
 
 typedef struct px_gguf_value {
   const char *key;
-  px_gguf_type type;         /* PX_GGUF_ARRAY: element_type and count hold */
+  px_gguf_type type;         /* PX_GGUF_ARRAY: element_type and count hold; else count is 1 */
   px_gguf_type element_type;
   size_t count;
   const uint8_t *raw;        /* first byte of the value or of the array's elements */
@@ -36,6 +36,8 @@ typedef struct px_gguf {
 /* Metadata and tensor infos are bounds-checked completely before return; unknown tensor types are refused by
  * name ("tensor blk.0.ffn_up.weight has type IQ2_XS ..."). */
 px_status px_gguf_open(const char *path, px_gguf *gguf, px_error *err);
+/* The same for bytes in memory, which must outlive the gguf. `name` stands in messages. */
+px_status px_gguf_parse(const char *name, const uint8_t *bytes, size_t count, px_gguf *gguf, px_error *err);
 void px_gguf_close(px_gguf *gguf);
 const px_gguf_value *px_gguf_find(const px_gguf *gguf, const char *key);
 /* As px_json_*: fallback when absent, PX_BAD_FILE when the type is wrong. Integers of any width convert.
@@ -43,7 +45,8 @@ const px_gguf_value *px_gguf_find(const px_gguf *gguf, const char *key);
 px_status px_gguf_int(px_gguf *gguf, const char *key, int64_t fallback, int64_t *out, px_error *err);
 px_status px_gguf_num(px_gguf *gguf, const char *key, double fallback, double *out, px_error *err);
 px_status px_gguf_str(px_gguf *gguf, const char *key, const char *fallback, const char **out, px_error *err);
-/* Elements of a numeric array as int64 / double (index < count is the caller's duty). */
+/* Elements of a numeric array (or, at index 0, a single value) as int64 / double; index < count is the caller's duty.
+ * What int64 cannot hold is cut to its nearest value; 0 where the elements are no numbers. */
 int64_t px_gguf_array_int(const px_gguf_value *value, size_t index);
 double px_gguf_array_num(const px_gguf_value *value, size_t index);
 

@@ -10,9 +10,14 @@ typedef struct px_meta {
 } px_meta;
 
 /* Opens one file: maps it, checks every offset, size, overlap and gap-free packing, dtype and UTF-8.
- * Accepts F32 F16 BF16 I32 I64 U8 (others refused by name). *metadata (may be NULL) gets the strings of
- * __metadata__, owned by the list's arena; *metadata_count their number. */
-px_status px_safetensors_open(const char *path, px_tensor_list *list, px_meta **metadata, size_t *metadata_count, px_error *err);
+ * Accepts F32 F16 BF16 I32 I64 U8, and BOOL as U8 (mask buffers in old checkpoints); others are refused by name.
+ * *metadata (may be NULL) gets the strings of __metadata__, sorted by key, owned by the list's arena;
+ * *metadata_count (NULL where metadata is) their number. */
+px_status px_safetensors_open(const char *path, px_tensor_list *list, px_meta **metadata, size_t *metadata_count,
+                              px_error *err);
+/* The same for bytes in memory, which must outlive the list. `name` stands in messages. */
+px_status px_safetensors_parse(const char *name, const uint8_t *bytes, size_t count, px_tensor_list *list,
+                               px_meta **metadata, size_t *metadata_count, px_error *err);
 
 /* Opens a model folder's tensors: model.safetensors.index.json with its shards, else model.safetensors, else the
  * only *.safetensors in it. Refuses a shard or a tensor that the index names and the files lack, and a duplicate. */
