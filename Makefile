@@ -57,6 +57,7 @@ test-peers: ## tests that need torch, transformers and peft (in a Python environ
 	@tests/peers/run.sh
 
 format: ## clang-format over the tree
+	@scripts/setup.sh format
 	@find include host kernels tests examples bench -name '*.[ch]' | xargs clang-format -i
 
 install: ## install the release build under PREFIX=/usr/local

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # Installs the Debian or Ubuntu packages that a purpose needs and that are not there yet.
 #
-#   scripts/setup.sh build|demo|test|fuzz [--dry-run]
+#   scripts/setup.sh build|demo|test|fuzz|format [--dry-run]
 #
 # build: the library and the command; demo: also the model and the dictionary; test: everything `make test` runs;
 # fuzz: the compiler with libFuzzer. What is needed is found by looking for the tool, header or module itself, not for
@@ -75,8 +75,9 @@ collect() {
     build) ;;
     demo) need_demo ;;
     fuzz) need_fuzz ;;
+    format) need clang-format has_command clang-format ;;
     test) need_demo; need_fuzz; need_test ;;
-    *) echo "usage: scripts/setup.sh build|demo|test|fuzz [--dry-run]" >&2; exit 2 ;;
+    *) echo "usage: scripts/setup.sh build|demo|test|fuzz|format [--dry-run]" >&2; exit 2 ;;
   esac
   missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ' | sed 's/^ *//; s/ *$//')
 }

@@ -154,8 +154,20 @@ def check_words(root):
     return found
 
 
+def check_links(root):
+    """Every relative link of a page leads somewhere."""
+    found = []
+    for path in source_files(root, (".md",)):
+        for number, line in enumerate(read(root, path).splitlines(), 1):
+            for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", line):
+                if not re.match(r"[a-z]+:", target) and \
+                        not os.path.exists(os.path.join(root, os.path.dirname(path), target)):
+                    found.append(f"{path}:{number}: no such file: {target}")
+    return found
+
+
 CHECKS = {"includes": check_includes, "spdx": check_spdx, "length": check_length, "names": check_names,
-          "words": check_words}
+          "words": check_words, "links": check_links}
 
 # (check, file, contents, whether it breaks the rule)
 MIT = "/* SPDX-License-Identifier: MIT */\n"
@@ -186,6 +198,8 @@ PLANTED = [
     ("names", "host/core/other.c", MIT, False),
     ("words", "docs/a.md", "see /wo" + "rk/x\n", True),
     ("words", "docs/a.md", "files.python" + "hosted.org\n", True),
+    ("links", "docs/a.md", "[see](absent.md#part)\n", True),
+    ("links", "docs/a.md", "[see](../host/format/same.c) [and](https://example.org/x)\n", False),
     ("words", "docs/a.md", "it works in the network\n", False),
 ]
 
