@@ -24,13 +24,23 @@ px_status px_template_parse(const char *name, px_template *out, px_error *err) {
                  "unknown chat template \"%s\"; known: chatml, smollm2, llama-2, llama-3, mistral, none", name);
 }
 
-/* SHA-256 of the texts as models publish them (the texts are not ours to carry). The same template stands in two
- * spellings where its newlines were written into JSON as \n or as \\n; both render alike. */
+/* SHA-256 of the texts as models publish them (the texts are not ours to carry). A template stands here more than once
+ * where it is published in spellings that render alike: newlines written into JSON as \n or as \\n, ChatML with and
+ * without a first statement that sets add_generation_prompt, one or two spaces before a plus sign. */
 static const struct {
   const char *sha256;
   px_template id;
 } known[] = {
+    {"153280e3ff55d19da1398bdb3914ee2a51b80429bfaedde11d7d216c39db80f3", PX_TEMPLATE_CHATML},
+    {"fcf7a096fe99a48fd9ad2b250bf9237e96e8f48bffec1c7ea4d3f225176cd40e", PX_TEMPLATE_CHATML},
+    {"58c1a1f04baa7adaeaba1f90267c3d57d9396f0c1f0129bdde9e76d3c6784af7", PX_TEMPLATE_CHATML},
+    {"d7b5b8c7b58f7a6bf868aa46a5f73ee976d7292f40fcb9c3e7a1defd8d235cfb", PX_TEMPLATE_CHATML},
     {"872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788", PX_TEMPLATE_SMOLLM2},
+    {"e8d5b5a546d3f19df16a5320c614fab05bdc4edd50e850f1afd947b503ea41cf", PX_TEMPLATE_LLAMA2},
+    {"1623de5159d584da0b6c78f86ae57b2328746122f2c58446ab7f84bce8c7c57f", PX_TEMPLATE_LLAMA2},
+    {"ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122", PX_TEMPLATE_LLAMA3},
+    {"4f46ecd43418f216df8c26936c60e5d04bcc81db47db5d86fbe889f64212dd4c", PX_TEMPLATE_LLAMA3},
+    {"26a59556925c987317ce5291811ba3b7f32ec4c647c400c6cc7e3a9993007ba7", PX_TEMPLATE_MISTRAL},
 };
 
 px_status px_template_detect(const px_tokenizer *tok, px_template *out, px_error *err) {

@@ -1,5 +1,13 @@
 /* SPDX-License-Identifier: MIT
- * Chat templates: a handful of known ones, recognised by their exact text or forced by name. */
+ * Chat templates: a handful of known ones, recognised by their exact text or forced by name.
+ *
+ *   chatml    OpenHermes-2.5's text and its spellings; any order of roles, no default system message
+ *   smollm2   SmolLM2-Instruct's
+ *   llama-2   Llama-2-chat's: an optional system message, then user and assistant in turns
+ *   llama-3   Meta-Llama-3-Instruct's (3.1 and later write dates and tools into the system message: not this one)
+ *   mistral   Mistral-7B-Instruct-v0.2's first one: user and assistant in turns, no system message
+ *
+ * Each is recognised by the SHA-256 of its text; any other text reaches one of them only through --template NAME. */
 #ifndef PX_TEXT_CHAT_H
 #define PX_TEXT_CHAT_H
 
