@@ -86,7 +86,8 @@ static bool build_joins(px_bpe *bpe, const px_bpe_join *joins, size_t count) {
 px_status px_bpe_build(px_bpe *bpe, const px_bpe_rule *rules, size_t rule_count, const px_bpe_join *joins,
                        size_t join_count, px_error *err) {
   *bpe = (px_bpe){0};
-  if (rule_count >= NO_RANK / 4) return px_fail(err, PX_BAD_FILE, "%zu merges are more than a tokenizer can have", rule_count);
+  if (rule_count >= NO_RANK / 4)
+    return px_fail(err, PX_BAD_FILE, "%zu merges are more than a tokenizer can have", rule_count);
   size_t size = table_size(rule_count);
   bpe->slots = malloc(size * sizeof *bpe->slots);
   if (!bpe->slots || !build_joins(bpe, joins, join_count)) {
@@ -182,7 +183,8 @@ static void queue_pair(const px_bpe *bpe, node *nodes, int32_t i, uint64_t *heap
   if (m) heap_push(heap, count, (uint64_t)m->rank << 32 | (uint32_t)i);
 }
 
-static px_status merge_long(const px_bpe *bpe, px_bpe_work *work, const int32_t *symbols, size_t n, px_ids *ids, px_error *err) {
+static px_status merge_long(const px_bpe *bpe, px_bpe_work *work, const int32_t *symbols, size_t n, px_ids *ids,
+                            px_error *err) {
   /* Every merge queues at most two pairs and takes one node away. */
   if (px_reserve(&work->nodes, &work->node_cap, n, sizeof *work->nodes) ||
       px_reserve(&work->heap, &work->heap_cap, 3 * n, sizeof *work->heap))
@@ -191,7 +193,8 @@ static px_status merge_long(const px_bpe *bpe, px_bpe_work *work, const int32_t 
   uint64_t *heap = work->heap;
   size_t queued = 0;
   for (size_t i = 0; i < n; i++)
-    nodes[i] = (node){.id = symbols[i], .previous = (int32_t)i - 1, .next = i + 1 < n ? (int32_t)i + 1 : -1, .rank = NO_RANK};
+    nodes[i] =
+        (node){.id = symbols[i], .previous = (int32_t)i - 1, .next = i + 1 < n ? (int32_t)i + 1 : -1, .rank = NO_RANK};
   for (size_t i = 0; i + 1 < n; i++) {
     const merge *m = find_merge(bpe, nodes[i].id, nodes[i + 1].id);
     if (!m) continue;
@@ -215,7 +218,8 @@ static px_status merge_long(const px_bpe *bpe, px_bpe_work *work, const int32_t 
   return PX_OK;
 }
 
-px_status px_bpe_word(const px_bpe *bpe, px_bpe_work *work, const int32_t *symbols, size_t count, px_ids *ids, px_error *err) {
+px_status px_bpe_word(const px_bpe *bpe, px_bpe_work *work, const int32_t *symbols, size_t count, px_ids *ids,
+                      px_error *err) {
   if (count <= SHORT_WORD) return merge_short(bpe, symbols, count, ids, err);
   for (size_t start = 0, end; start < count; start = end) {
     for (end = start + 1; end < count && can_join(bpe, symbols[end - 1], symbols[end]);) end++;

@@ -45,6 +45,7 @@ typedef struct px_bpe_work {
 void px_bpe_work_free(px_bpe_work *work);
 
 /* Appends the ids of one word of `count` starting symbols (count < 2^31). O(n log n) for any word. */
-px_status px_bpe_word(const px_bpe *bpe, px_bpe_work *work, const int32_t *symbols, size_t count, px_ids *ids, px_error *err);
+px_status px_bpe_word(const px_bpe *bpe, px_bpe_work *work, const int32_t *symbols, size_t count, px_ids *ids,
+                      px_error *err);
 
 #endif

@@ -30,8 +30,8 @@ typedef enum class_of { OTHER = 0, LETTER, NUMBER, SPACE, NEWLINE /* \r \n: a SP
 
 bool px_char_is_space(uint32_t c) {
   if (c < 0x80) return c == ' ' || (c >= 9 && c <= 13);
-  return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
-         c == 0x205F || c == 0x3000;
+  return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 ||
+         c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 bool px_char_is_letter(uint32_t c) {
@@ -112,7 +112,8 @@ static size_t gpt2_end(const char *text, size_t count, size_t at) {
   return first < SPACE ? run_end(text, count, after, first, SIZE_MAX) : space_end(text, count, at);
 }
 
-/* (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ */
+/* (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}|
+ * ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ */
 static size_t llama3_end(const char *text, size_t count, size_t at, size_t digits) {
   size_t end = contraction_end(text, count, at, true), after;
   if (end) return end;
@@ -194,7 +195,8 @@ static px_status find_match(px_split_run *run, px_error *err) {
   return PX_OK;
 }
 
-void px_split_start(px_split_run *run, const px_splitter *splitter, px_split_work *work, const char *text, size_t count) {
+void px_split_start(px_split_run *run, const px_splitter *splitter, px_split_work *work, const char *text,
+                    size_t count) {
   *run = (px_split_run){.splitter = splitter, .work = work, .text = text, .count = count, .last_end = SIZE_MAX};
 }
 
@@ -227,10 +229,9 @@ px_status px_split_next(px_split_run *run, size_t *piece_start, size_t *piece_en
   while (how >= PX_SPLIT_MERGED_WITH_PREVIOUS && end > start) { /* does the stretch behind belong to this piece? */
     px_split_run before = *run;
     PX_TRY(next_stretch(run, &next_start, &next_end, &next_matched, err));
-    bool joins = next_end > next_start &&
-                 (how == PX_SPLIT_CONTIGUOUS            ? matched == next_matched
-                  : how == PX_SPLIT_MERGED_WITH_PREVIOUS ? !matched && next_matched
-                                                         : matched && !next_matched);
+    bool joins = next_end > next_start && (how == PX_SPLIT_CONTIGUOUS             ? matched == next_matched
+                                           : how == PX_SPLIT_MERGED_WITH_PREVIOUS ? !matched && next_matched
+                                                                                  : matched && !next_matched);
     if (!joins) {
       *run = before;
       break;
@@ -258,10 +259,12 @@ px_status px_split_open(px_splitter *s, const char *pattern, size_t count, bool 
   } known[] = {
       {PX_SPLIT_GPT2, "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
       {PX_SPLIT_GPT2, "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
-      {PX_SPLIT_QWEN2, "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
-                       "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
-      {PX_SPLIT_LLAMA3, "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
-                        "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+      {PX_SPLIT_QWEN2,
+       "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
+       "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+      {PX_SPLIT_LLAMA3,
+       "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
+       "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
       {PX_SPLIT_DIGIT, "\\p{N}"},
   };
   *s = (px_splitter){0};

@@ -10,11 +10,17 @@
 #include "core/memory.h"
 #include "text/split.h"
 
-enum { MATCH_LIMIT = 10000000, HEAP_LIMIT_KIB = 64 * 1024, STACK_BYTES = 1 << 20, STACK_START = 32 * 1024, MAX_PATTERN = 1 << 16 };
+enum {
+  MATCH_LIMIT = 10000000,
+  HEAP_LIMIT_KIB = 64 * 1024,
+  STACK_BYTES = 1 << 20,
+  STACK_START = 32 * 1024,
+  MAX_PATTERN = 1 << 16
+};
 
 /* White_Space and its complement as they stand inside a class: \s of PCRE2 with UCP also takes U+180E. */
 #define SPACES "\\x09-\\x0D\\x20\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
-#define NO_SPACES                                                                                          \
+#define NO_SPACES                                                                                             \
   "\\x00-\\x08\\x0E-\\x1F\\x21-\\x{84}\\x{86}-\\x{9F}\\x{A1}-\\x{167F}\\x{1681}-\\x{1FFF}\\x{200B}-\\x{2027}" \
   "\\x{202A}-\\x{202E}\\x{2030}-\\x{205E}\\x{2060}-\\x{2FFF}\\x{3001}-\\x{10FFFF}"
 #define WORDS "\\p{L}\\p{M}\\p{Nd}\\p{Pc}"
@@ -27,8 +33,8 @@ typedef struct translation {
 } translation;
 
 static px_status refuse(translation *t, const char *what) {
-  return px_fail(t->err, PX_BAD_FILE, "split pattern \"%.*s\": %s at offset %zu is not supported", t->count > 300 ? 300 : (int)t->count,
-                 t->in, what, t->at);
+  return px_fail(t->err, PX_BAD_FILE, "split pattern \"%.*s\": %s at offset %zu is not supported",
+                 t->count > 300 ? 300 : (int)t->count, t->in, what, t->at);
 }
 
 static bool is_hex(char c) { return (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'f'); }
@@ -40,7 +46,8 @@ static bool property_compiles(const char *name, size_t count, const char *prefix
   PCRE2_SIZE where;
   int bytes = snprintf(pattern, sizeof pattern, "\\p{%s%.*s}", prefix, (int)count, name);
   if (bytes < 0 || (size_t)bytes >= sizeof pattern) return false;
-  pcre2_code *probe = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP, &code, &where, NULL);
+  pcre2_code *probe =
+      pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP, &code, &where, NULL);
   pcre2_code_free(probe);
   return probe != NULL;
 }
@@ -56,7 +63,8 @@ static px_status translate_property(translation *t, bool negated) {
   size_t length = end - start;
   if (length == 0 || length > 40) return refuse(t, "this property");
   for (size_t i = 0; i < length; i++)
-    if (!((name[i] | 32) >= 'a' && (name[i] | 32) <= 'z') && !(name[i] >= '0' && name[i] <= '9') && name[i] != '_' && name[i] != ' ')
+    if (!((name[i] | 32) >= 'a' && (name[i] | 32) <= 'z') && !(name[i] >= '0' && name[i] <= '9') && name[i] != '_' &&
+        name[i] != ' ')
       return refuse(t, "this property");
   const char *prefix = length > 2 && property_compiles(name, length, "sc:") ? "sc:" : "";
   if (!property_compiles(name, length, prefix)) return refuse(t, "this property");
@@ -83,29 +91,62 @@ static px_status translate_escape(translation *t, bool in_class) {
   const char *set = NULL, *as_is = NULL;
   bool complement = false;
   switch (c) {
-    case 's': set = SPACES; break;
-    case 'S': set = NO_SPACES; break;
-    case 'w': set = WORDS; break;
+    case 's':
+      set = SPACES;
+      break;
+    case 'S':
+      set = NO_SPACES;
+      break;
+    case 'w':
+      set = WORDS;
+      break;
     case 'W':
       if (in_class) return refuse(t, "\\W inside a class");
       set = WORDS, complement = true;
       break;
-    case 'h': set = "0-9a-fA-F"; break;
-    case 'd': as_is = "\\p{Nd}"; break;
-    case 'D': as_is = "\\P{Nd}"; break;
-    case 'n': as_is = "\\n"; break;
-    case 'r': as_is = "\\r"; break;
-    case 't': as_is = "\\t"; break;
-    case 'f': as_is = "\\f"; break;
-    case 'v': as_is = "\\x0B"; break;
-    case 'a': as_is = "\\x07"; break;
-    case 'e': as_is = "\\x1B"; break;
-    case 'A': case 'z':
+    case 'h':
+      set = "0-9a-fA-F";
+      break;
+    case 'd':
+      as_is = "\\p{Nd}";
+      break;
+    case 'D':
+      as_is = "\\P{Nd}";
+      break;
+    case 'n':
+      as_is = "\\n";
+      break;
+    case 'r':
+      as_is = "\\r";
+      break;
+    case 't':
+      as_is = "\\t";
+      break;
+    case 'f':
+      as_is = "\\f";
+      break;
+    case 'v':
+      as_is = "\\x0B";
+      break;
+    case 'a':
+      as_is = "\\x07";
+      break;
+    case 'e':
+      as_is = "\\x1B";
+      break;
+    case 'A':
+    case 'z':
       if (in_class) return refuse(t, "an anchor inside a class");
       as_is = c == 'A' ? "\\A" : "\\z";
       break;
-    case 'p': case 'P': t->at += 2; return translate_property(t, c == 'P');
-    case 'x': case 'u': t->at += 2; return translate_code(t, c);
+    case 'p':
+    case 'P':
+      t->at += 2;
+      return translate_property(t, c == 'P');
+    case 'x':
+    case 'u':
+      t->at += 2;
+      return translate_code(t, c);
     default: {
       bool word = ((c | 32) >= 'a' && (c | 32) <= 'z') || (c >= '0' && c <= '9') || (unsigned char)c >= 0x80;
       if (word) return refuse(t, "this escape");
@@ -170,20 +211,28 @@ static px_status translate(translation *t) {
   while (t->at < t->count) {
     char c = t->in[t->at];
     switch (c) {
-      case '\\': PX_TRY(translate_escape(t, false)); break;
-      case '[': PX_TRY(translate_class(t)); break;
-      case '(': PX_TRY(translate_group(t)); break;
+      case '\\':
+        PX_TRY(translate_escape(t, false));
+        break;
+      case '[':
+        PX_TRY(translate_class(t));
+        break;
+      case '(':
+        PX_TRY(translate_group(t));
+        break;
       case '{': {
         size_t end = t->at + 1;
         while (end < t->count && ((t->in[end] >= '0' && t->in[end] <= '9') || t->in[end] == ',')) end++;
-        if (end >= t->count || t->in[end] != '}' || end == t->at + 1 || t->in[t->at + 1] == ',') return refuse(t, "this brace");
+        if (end >= t->count || t->in[end] != '}' || end == t->at + 1 || t->in[t->at + 1] == ',')
+          return refuse(t, "this brace");
         px_buf_append(&t->out, t->in + t->at, end + 1 - t->at);
         t->at = end + 1;
         /* Oniguruma repeats the whole interval; PCRE2 would make it possessive. */
         if (t->at < t->count && t->in[t->at] == '+') return refuse(t, "+ after an interval");
         break;
       }
-      case 0: return refuse(t, "a NUL character");
+      case 0:
+        return refuse(t, "a NUL character");
       default:
         px_buf_append(&t->out, &c, 1);
         t->at++;
@@ -195,7 +244,8 @@ static px_status translate(translation *t) {
 px_status px_regex_compile(const char *pattern, size_t count, void **code, px_error *err) {
   *code = NULL;
   if (count == 0) return px_fail(err, PX_BAD_FILE, "a split pattern is empty");
-  if (count > MAX_PATTERN) return px_fail(err, PX_BAD_FILE, "a split pattern of %zu bytes is longer than %d", count, MAX_PATTERN);
+  if (count > MAX_PATTERN)
+    return px_fail(err, PX_BAD_FILE, "a split pattern of %zu bytes is longer than %d", count, MAX_PATTERN);
   translation t = {.in = pattern, .count = count, .err = err};
   px_status status = translate(&t);
   pcre2_compile_context *context = status == PX_OK ? pcre2_compile_context_create(NULL) : NULL;
@@ -203,13 +253,15 @@ px_status px_regex_compile(const char *pattern, size_t count, void **code, px_er
     int problem;
     PCRE2_SIZE where;
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
-    pcre2_code *compiled = pcre2_compile((PCRE2_SPTR)t.out.data, t.out.len, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &problem, &where, context);
+    pcre2_code *compiled = pcre2_compile((PCRE2_SPTR)t.out.data, t.out.len, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE,
+                                         &problem, &where, context);
     if (compiled) {
       pcre2_jit_compile(compiled, PCRE2_JIT_COMPLETE); /* without it the interpreter runs */
     } else {
       PCRE2_UCHAR text[200];
       pcre2_get_error_message(problem, text, sizeof text);
-      status = px_fail(err, PX_BAD_FILE, "split pattern \"%.*s\": %s", count > 300 ? 300 : (int)count, pattern, (const char *)text);
+      status = px_fail(err, PX_BAD_FILE, "split pattern \"%.*s\": %s", count > 300 ? 300 : (int)count, pattern,
+                       (const char *)text);
     }
     *code = compiled;
     pcre2_compile_context_free(context);
@@ -244,8 +296,8 @@ static px_status open_work(px_split_work *work, px_error *err) {
   return PX_OK;
 }
 
-px_status px_regex_find(const void *code, px_split_work *work, const char *text, size_t count, size_t from, size_t *start,
-                        size_t *end, px_error *err) {
+px_status px_regex_find(const void *code, px_split_work *work, const char *text, size_t count, size_t from,
+                        size_t *start, size_t *end, px_error *err) {
   *start = SIZE_MAX;
   PX_TRY(open_work(work, err));
   /* The text was checked once; checking it again at every call would make long texts quadratic. */

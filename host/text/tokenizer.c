@@ -11,7 +11,8 @@
 
 static px_status open_folder(px_tokenizer *tok, const char *dir, px_error *err) {
   px_arena arena = {0};
-  char *json = px_arena_printf(&arena, "%s/tokenizer.json", dir), *model = px_arena_printf(&arena, "%s/tokenizer.model", dir);
+  char *json = px_arena_printf(&arena, "%s/tokenizer.json", dir),
+       *model = px_arena_printf(&arena, "%s/tokenizer.model", dir);
   char *vocab = px_arena_printf(&arena, "%s/vocab.json", dir), *merges = px_arena_printf(&arena, "%s/merges.txt", dir);
   char *encoder = px_arena_printf(&arena, "%s/encoder.json", dir), *bpe = px_arena_printf(&arena, "%s/vocab.bpe", dir);
   px_status status = PX_OK;
@@ -27,8 +28,10 @@ static px_status open_folder(px_tokenizer *tok, const char *dir, px_error *err) 
     pair = true;
     status = px_tokenizer_from_pair(tok, encoder, bpe, err);
   } else if (px_file_exists(model)) {
-    status = px_fail(err, PX_BAD_FILE, "%s: a tokenizer.model alone is not supported: convert it to tokenizer.json "
-                                       "(transformers' save_pretrained of the fast tokenizer writes it)", model);
+    status = px_fail(err, PX_BAD_FILE,
+                     "%s: a tokenizer.model alone is not supported: convert it to tokenizer.json "
+                     "(transformers' save_pretrained of the fast tokenizer writes it)",
+                     model);
   } else {
     status = px_fail(err, PX_BAD_FILE, "%s: there is no tokenizer.json, and no vocab.json with merges.txt", dir);
   }
@@ -96,7 +99,9 @@ const px_tokenizer_info *px_tokenizer_info_get(const px_tokenizer *tok) { return
 
 const char *px_tokenizer_token(const px_tokenizer *tok, int32_t id) { return px_vocab_text(&tok->vocab, id); }
 
-int32_t px_tokenizer_id(const px_tokenizer *tok, const char *token) { return px_vocab_find(&tok->vocab, token, strlen(token)); }
+int32_t px_tokenizer_id(const px_tokenizer *tok, const char *token) {
+  return px_vocab_find(&tok->vocab, token, strlen(token));
+}
 
 bool px_tokenizer_is_special(const px_tokenizer *tok, int32_t id) {
   return id >= 0 && id < tok->vocab.size && (tok->flags[id] & TOKEN_SPECIAL);

@@ -39,9 +39,11 @@ static px_status grow_flags(px_tokenizer *tok, int32_t before, px_error *err) {
   return PX_OK;
 }
 
-px_status px_build_token(px_tokenizer *tok, const char *name, const char *text, size_t count, int32_t id, bool last_wins, px_error *err) {
+px_status px_build_token(px_tokenizer *tok, const char *name, const char *text, size_t count, int32_t id,
+                         bool last_wins, px_error *err) {
   int32_t before = tok->vocab.size;
-  if (px_utf8_valid(text, count) != count) return px_fail(err, PX_BAD_FILE, "%s: token %d is not valid UTF-8", name, id);
+  if (px_utf8_valid(text, count) != count)
+    return px_fail(err, PX_BAD_FILE, "%s: token %d is not valid UTF-8", name, id);
   PX_TRY(px_vocab_add(&tok->vocab, name, text, count, id, last_wins, err));
   PX_TRY(grow_flags(tok, before, err));
   tok->flags[id] |= TOKEN_MODEL;
@@ -51,7 +53,8 @@ px_status px_build_token(px_tokenizer *tok, const char *name, const char *text, 
 px_status px_build_added(px_tokenizer *tok, const char *name, const px_added *token, px_error *err) {
   if (token->bytes == 0) return PX_OK; /* as `tokenizers` does */
   if (token->bytes > MAX_ADDED_BYTES)
-    return px_fail(err, PX_BAD_FILE, "%s: added token %d is %u bytes long, the most is %d", name, token->id, token->bytes, MAX_ADDED_BYTES);
+    return px_fail(err, PX_BAD_FILE, "%s: added token %d is %u bytes long, the most is %d", name, token->id,
+                   token->bytes, MAX_ADDED_BYTES);
   int32_t before = tok->vocab.size, known = px_vocab_find(&tok->vocab, token->text, token->bytes);
   if (known < 0) {
     if (px_utf8_valid(token->text, token->bytes) != token->bytes)
@@ -61,13 +64,15 @@ px_status px_build_added(px_tokenizer *tok, const char *name, const px_added *to
     known = token->id;
   }
   if (known != token->id)
-    return px_fail(err, PX_BAD_FILE, "%s: added token \"%.60s\" has id %d, but the vocabulary gives it %d", name, token->text, token->id, known);
+    return px_fail(err, PX_BAD_FILE, "%s: added token \"%.60s\" has id %d, but the vocabulary gives it %d", name,
+                   token->text, token->id, known);
   if (tok->flags[known] & TOKEN_ADDED) return PX_OK; /* the first description counts */
   if (px_reserve(&tok->added, &tok->added_cap, tok->added_count + 1, sizeof *tok->added))
     return px_fail(err, PX_NO_MEMORY, "%s: no memory for the added tokens", name);
   px_added *a = &tok->added[tok->added_count];
   *a = *token;
-  if (!(a->text = malloc((size_t)a->bytes + 1))) return px_fail(err, PX_NO_MEMORY, "%s: no memory for the added tokens", name);
+  if (!(a->text = malloc((size_t)a->bytes + 1)))
+    return px_fail(err, PX_NO_MEMORY, "%s: no memory for the added tokens", name);
   memcpy(a->text, token->text, a->bytes);
   a->text[a->bytes] = 0;
   tok->added_count++;
@@ -96,8 +101,9 @@ px_status px_build_merge(px_tokenizer *tok, const char *name, size_t number, con
     if (text != both) free(text);
   }
   if (rule.result < 0) {
-    return px_fail(err, PX_BAD_FILE, "%s: merge %zu (\"%.*s\" \"%.*s\") uses or makes a token that the vocabulary lacks", name,
-                   number, left_count > 60 ? 60 : (int)left_count, left, right_count > 60 ? 60 : (int)right_count, right);
+    return px_fail(err, PX_BAD_FILE,
+                   "%s: merge %zu (\"%.*s\" \"%.*s\") uses or makes a token that the vocabulary lacks", name, number,
+                   left_count > 60 ? 60 : (int)left_count, left, right_count > 60 ? 60 : (int)right_count, right);
   }
   if (px_reserve(&tok->rules, &tok->rule_cap, tok->rule_count + 1, sizeof *tok->rules))
     return px_fail(err, PX_NO_MEMORY, "%s: no memory for merge %zu", name, number);
@@ -105,7 +111,8 @@ px_status px_build_merge(px_tokenizer *tok, const char *name, size_t number, con
   return PX_OK;
 }
 
-px_status px_build_merge_line(px_tokenizer *tok, const char *name, size_t number, const char *line, size_t count, px_error *err) {
+px_status px_build_merge_line(px_tokenizer *tok, const char *name, size_t number, const char *line, size_t count,
+                              px_error *err) {
   const char *space = memchr(line, ' ', count);
   size_t left = space ? (size_t)(space - line) : 0, right = space ? count - left - 1 : 0;
   if (left == 0 || right == 0 || memchr(space + 1, ' ', right))
@@ -184,13 +191,16 @@ static px_status fill_byte_symbols(px_tokenizer *tok, const char *name, px_error
   px_buf_free(&text);
   if (failed) return px_fail(err, PX_NO_MEMORY, "no memory for a tokenizer");
   if (tok->byte_level && tok->byte_fallback && lacking >= 0)
-    return px_fail(err, PX_BAD_FILE, "%s: byte_fallback in a byte-level vocabulary that lacks byte 0x%02X is not supported", name, (unsigned)lacking);
+    return px_fail(err, PX_BAD_FILE,
+                   "%s: byte_fallback in a byte-level vocabulary that lacks byte 0x%02X is not supported", name,
+                   (unsigned)lacking);
   return PX_OK;
 }
 
 static px_status fill_char_symbols(px_tokenizer *tok, px_error *err) {
   if (tok->byte_level) return PX_OK;
-  if (!(tok->char_symbol = malloc(BMP * sizeof *tok->char_symbol))) return px_fail(err, PX_NO_MEMORY, "no memory for a tokenizer");
+  if (!(tok->char_symbol = malloc(BMP * sizeof *tok->char_symbol)))
+    return px_fail(err, PX_NO_MEMORY, "no memory for a tokenizer");
   memset(tok->char_symbol, 0xff, BMP * sizeof *tok->char_symbol);
   for (int32_t id = 0; id < tok->vocab.size; id++) {
     size_t count = tok->vocab.length[id], at = 0;
@@ -228,8 +238,10 @@ static px_status build_merges(px_tokenizer *tok, const char *name, px_error *err
   px_status status = PX_OK;
   for (size_t i = 0; i < tok->rule_count && status == PX_OK; i++) {
     int32_t left[2], right[2];
-    int lefts = edge_symbols(tok, tok->rules[i].left, false, left), rights = edge_symbols(tok, tok->rules[i].right, true, right);
-    if (px_reserve(&joins, &cap, count + 4, sizeof *joins)) status = px_fail(err, PX_NO_MEMORY, "%s: no memory for the merges", name);
+    int lefts = edge_symbols(tok, tok->rules[i].left, false, left),
+        rights = edge_symbols(tok, tok->rules[i].right, true, right);
+    if (px_reserve(&joins, &cap, count + 4, sizeof *joins))
+      status = px_fail(err, PX_NO_MEMORY, "%s: no memory for the merges", name);
     for (int l = 0; l < lefts && status == PX_OK; l++)
       for (int r = 0; r < rights; r++) joins[count++] = (px_bpe_join){left[l], right[r]};
   }
@@ -277,7 +289,8 @@ static void make_digest(px_tokenizer *tok) {
     digest_text(&h, px_vocab_text(&tok->vocab, id), tok->vocab.length[id]);
   }
   digest_number(&h, (int64_t)tok->rule_count);
-  for (size_t i = 0; i < tok->rule_count; i++) digest_number(&h, (int64_t)tok->rules[i].left << 32 | tok->rules[i].right);
+  for (size_t i = 0; i < tok->rule_count; i++)
+    digest_number(&h, (int64_t)tok->rules[i].left << 32 | tok->rules[i].right);
   for (int i = 0; i < tok->normal_count; i++) {
     const px_normal_step *s = &tok->normal[i];
     digest_number(&h, s->kind | s->left << 8 | s->right << 9);
@@ -286,8 +299,8 @@ static void make_digest(px_tokenizer *tok) {
   }
   for (int i = 0; i < tok->pre_count; i++) {
     const px_pre_step *s = &tok->pre[i];
-    digest_number(&h, s->kind | s->add_prefix_space << 8 | s->split << 9 | s->splitter.invert << 10 | (int)s->prepend << 12 |
-                          (int)s->splitter.rule << 16 | (int)s->splitter.behavior << 20);
+    digest_number(&h, s->kind | s->add_prefix_space << 8 | s->split << 9 | s->splitter.invert << 10 |
+                          (int)s->prepend << 12 | (int)s->splitter.rule << 16 | (int)s->splitter.behavior << 20);
     digest_text(&h, s->splitter.text, s->splitter.text_bytes);
     digest_text(&h, s->replacement, strlen(s->replacement));
   }
@@ -302,7 +315,8 @@ static const char *split_name(const px_tokenizer *tok) {
   int n = tok->pre_count;
   for (int i = 0; i < n; i++) {
     if (p[i].kind == PX_PRE_METASPACE && p[i].split) return "custom";
-    if (p[i].kind == PX_PRE_SPLIT && (p[i].splitter.behavior != PX_SPLIT_ISOLATED || p[i].splitter.invert)) return "custom";
+    if (p[i].kind == PX_PRE_SPLIT && (p[i].splitter.behavior != PX_SPLIT_ISOLATED || p[i].splitter.invert))
+      return "custom";
   }
   if (!tok->byte_level) return n == 0 || (n == 1 && p[0].kind == PX_PRE_METASPACE) ? "none" : "custom";
   bool nfc = tok->normal_count == 1 && tok->normal[0].kind == PX_NORMAL_NFC;
@@ -323,7 +337,8 @@ px_status px_build_finish(px_tokenizer *tok, const char *name, px_error *err) {
   static const char *const what[] = {"bos", "eos", "pad"};
   for (int i = 0; i < 3; i++)
     if (*special[i] >= 0 && !px_vocab_text(&tok->vocab, *special[i]))
-      return px_fail(err, PX_BAD_FILE, "%s: the %s token id %d is not in the vocabulary of %d", name, what[i], *special[i], tok->vocab.size);
+      return px_fail(err, PX_BAD_FILE, "%s: the %s token id %d is not in the vocabulary of %d", name, what[i],
+                     *special[i], tok->vocab.size);
   tok->info.vocab_size = tok->vocab.size;
   tok->info.kind = tok->byte_level ? "byte-level BPE" : "SentencePiece BPE";
   if (!tok->info.split) tok->info.split = split_name(tok);

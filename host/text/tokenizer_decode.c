@@ -138,7 +138,8 @@ static void put_steps(px_decoder *d, const char *token, size_t count, px_buf *ou
 px_status px_decoder_put(px_decoder *d, int32_t id, px_buf *out, px_error *err) {
   const px_tokenizer *tok = d->tok;
   const char *text = px_vocab_text(&tok->vocab, id);
-  if (!text) return px_fail(err, PX_INVALID, "token id %d is not in the tokenizer's vocabulary of %d", id, tok->vocab.size);
+  if (!text)
+    return px_fail(err, PX_INVALID, "token id %d is not in the tokenizer's vocabulary of %d", id, tok->vocab.size);
   if (d->skip_special && (tok->flags[id] & TOKEN_SPECIAL)) return PX_OK;
   size_t count = tok->vocab.length[id];
   if (tok->decode_count == 0) { /* tokens with a space between, as `tokenizers` without a decoder */
@@ -163,7 +164,8 @@ px_status px_decoder_end(px_decoder *d, px_buf *out, px_error *err) {
   return failed ? px_fail(err, PX_NO_MEMORY, "no memory for decoded text") : PX_OK;
 }
 
-px_status px_tokenizer_decode(const px_tokenizer *tok, const int32_t *ids, size_t count, bool skip_special, px_buf *out, px_error *err) {
+px_status px_tokenizer_decode(const px_tokenizer *tok, const int32_t *ids, size_t count, bool skip_special, px_buf *out,
+                              px_error *err) {
   px_decoder d = {.tok = tok, .skip_special = skip_special};
   px_status status = PX_OK;
   for (size_t i = 0; i < count && status == PX_OK; i++) status = px_decoder_put(&d, ids[i], out, err);

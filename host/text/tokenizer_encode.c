@@ -123,7 +123,8 @@ static px_status run_metaspace(encoder *e, int index, const char *text, size_t c
   if (out->failed) return px_fail(e->err, PX_NO_MEMORY, "no memory for a text of %zu bytes", count);
   if (!step->split) return run_steps(e, index + 1, out->data, out->len, first);
   for (size_t start = 0; start < out->len;) {
-    const char *next = start + 1 < out->len ? memmem(out->data + start + 1, out->len - start - 1, step->replacement, mark) : NULL;
+    const char *next =
+        start + 1 < out->len ? memmem(out->data + start + 1, out->len - start - 1, step->replacement, mark) : NULL;
     size_t end = next ? (size_t)(next - out->data) : out->len;
     PX_TRY(run_steps(e, index + 1, out->data + start, end - start, first && start == 0));
     start = end;
@@ -135,11 +136,15 @@ static px_status run_metaspace(encoder *e, int index, const char *text, size_t c
 static px_status run_steps(encoder *e, int index, const char *text, size_t count, bool first) {
   if (index == e->tok->pre_count) return encode_word(e, text, count);
   switch (e->tok->pre[index].kind) {
-    case PX_PRE_SPLIT: return run_split(e, index, text, count, first);
-    case PX_PRE_METASPACE: return run_metaspace(e, index, text, count, first);
-    case PX_PRE_BYTES: break;
+    case PX_PRE_SPLIT:
+      return run_split(e, index, text, count, first);
+    case PX_PRE_METASPACE:
+      return run_metaspace(e, index, text, count, first);
+    case PX_PRE_BYTES:
+      break;
   }
-  if (text[0] == ' ' || (first && (e->flags & PX_ENCODE_NO_DUMMY_SPACE))) return run_steps(e, index + 1, text, count, first);
+  if (text[0] == ' ' || (first && (e->flags & PX_ENCODE_NO_DUMMY_SPACE)))
+    return run_steps(e, index + 1, text, count, first);
   px_buf *out = &e->step[index];
   out->len = 0;
   px_buf_append(out, " ", 1);
@@ -153,8 +158,8 @@ static px_status run_steps(encoder *e, int index, const char *text, size_t count
 /* A stretch without raw added tokens. */
 static px_status encode_stretch(encoder *e, const char *text, size_t count, bool first) {
   const px_tokenizer *tok = e->tok;
-  PX_TRY(px_normalize(tok->normal, tok->normal_count, first && (e->flags & PX_ENCODE_NO_DUMMY_SPACE), text, count, e->normal,
-                      &text, &count, e->err));
+  PX_TRY(px_normalize(tok->normal, tok->normal_count, first && (e->flags & PX_ENCODE_NO_DUMMY_SPACE), text, count,
+                      e->normal, &text, &count, e->err));
   px_added_scan scan;
   px_added_part part;
   px_added_start(&scan, &tok->normal_trie, tok->added, text, count, e->flags & PX_ENCODE_NO_SPECIAL);
@@ -180,9 +185,11 @@ static px_status encode_text(encoder *e, const char *text, size_t count) {
   return PX_OK;
 }
 
-px_status px_tokenizer_encode(const px_tokenizer *tok, const char *bytes, size_t count, int flags, px_ids *ids, px_error *err) {
+px_status px_tokenizer_encode(const px_tokenizer *tok, const char *bytes, size_t count, int flags, px_ids *ids,
+                              px_error *err) {
   if (count == 0) return PX_OK;
-  if (count > MAX_TEXT) return px_fail(err, PX_INVALID, "a text of %zu bytes is longer than 1 GiB: encode it in parts", count);
+  if (count > MAX_TEXT)
+    return px_fail(err, PX_INVALID, "a text of %zu bytes is longer than 1 GiB: encode it in parts", count);
   encoder e = {.tok = tok, .flags = flags, .ids = ids, .err = err};
   px_buf repaired = {0};
   px_status status = PX_OK;

@@ -30,11 +30,13 @@ px_status px_tokenizer_from_pair(px_tokenizer *tok, const char *vocab, const cha
   const json_t *id;
   px_status status = PX_OK;
   PX_TRY(px_json_read(vocab, &root, err));
-  if (!json_is_object(root)) status = px_fail(err, PX_BAD_FILE, "%s: the vocabulary must be an object of tokens and ids", vocab);
+  if (!json_is_object(root))
+    status = px_fail(err, PX_BAD_FILE, "%s: the vocabulary must be an object of tokens and ids", vocab);
   json_object_foreach(root, token, id) {
     json_int_t value = json_is_integer(id) ? json_integer_value(id) : -1;
     if (value < 0 || value >= MAX_TOKEN_ID)
-      status = px_fail(err, PX_BAD_FILE, "%s: the id of token \"%.60s\" must be an integer in 0..%d", vocab, token, MAX_TOKEN_ID - 1);
+      status = px_fail(err, PX_BAD_FILE, "%s: the id of token \"%.60s\" must be an integer in 0..%d", vocab, token,
+                       MAX_TOKEN_ID - 1);
     else
       status = px_build_token(tok, vocab, token, strlen(token), (int32_t)value, false, err);
     if (status != PX_OK) break;
@@ -61,8 +63,10 @@ static px_status pair_rule(px_tokenizer *tok, const char *name, const json_t *co
     PX_TRY(px_build_pre_rule(tok, PX_SPLIT_QWEN2, err));
     PX_TRY(px_build_pre_bytes(tok, space, err));
   } else {
-    return px_fail(err, PX_BAD_FILE, "%s: tokenizer_class \"%.60s\" with vocab.json and merges.txt is not supported (supported: "
-                                     "GPT2Tokenizer, Qwen2Tokenizer): save a tokenizer.json", name, class);
+    return px_fail(err, PX_BAD_FILE,
+                   "%s: tokenizer_class \"%.60s\" with vocab.json and merges.txt is not supported (supported: "
+                   "GPT2Tokenizer, Qwen2Tokenizer): save a tokenizer.json",
+                   name, class);
   }
   return px_build_decode(tok, (px_decode_step){.kind = PX_DECODE_BYTES}, NULL, NULL, err);
 }
@@ -78,7 +82,8 @@ static px_status add_special(px_tokenizer *tok, const char *name, const char *co
 }
 
 /* "bos_token": "<s>" or {"content": "<s>", ...}; absent or null leaves *id. */
-static px_status read_special(px_tokenizer *tok, const char *name, const json_t *object, const char *key, int32_t *id, px_error *err) {
+static px_status read_special(px_tokenizer *tok, const char *name, const json_t *object, const char *key, int32_t *id,
+                              px_error *err) {
   const json_t *value = json_object_get(object, key);
   if (json_is_object(value)) value = json_object_get(value, "content");
   if (!value || json_is_null(value)) return PX_OK;
@@ -87,7 +92,8 @@ static px_status read_special(px_tokenizer *tok, const char *name, const json_t 
 }
 
 static px_status read_specials(px_tokenizer *tok, const char *name, const json_t *object, px_error *err) {
-  if (tok->info.bos < 0 || json_is_string(json_object_get(object, "bos_token")) || json_is_object(json_object_get(object, "bos_token")))
+  if (tok->info.bos < 0 || json_is_string(json_object_get(object, "bos_token")) ||
+      json_is_object(json_object_get(object, "bos_token")))
     PX_TRY(read_special(tok, name, object, "bos_token", &tok->info.bos, err));
   PX_TRY(read_special(tok, name, object, "eos_token", &tok->info.eos, err));
   return read_special(tok, name, object, "pad_token", &tok->info.pad, err);
@@ -129,7 +135,8 @@ static px_status read_added_map(px_tokenizer *tok, const char *name, const json_
     size_t bytes = strlen(content);
     if (value < 0 || value >= MAX_TOKEN_ID || bytes > MAX_ADDED_BYTES)
       return px_fail(err, PX_BAD_FILE, "%s: added token \"%.60s\" has no proper id", name, content);
-    px_added a = {.text = (char *)(uintptr_t)content, .bytes = (uint32_t)bytes, .id = (int32_t)value, .normalized = true};
+    px_added a = {
+        .text = (char *)(uintptr_t)content, .bytes = (uint32_t)bytes, .id = (int32_t)value, .normalized = true};
     PX_TRY(px_build_added(tok, name, &a, err));
   }
   return PX_OK;
@@ -150,10 +157,12 @@ static px_status read_template(px_tokenizer *tok, const char *name, const json_t
   const char *found = NULL;
   for (size_t i = 0; i < json_array_size(value); i++) {
     const json_t *item = json_array_get(value, i);
-    const char *which = json_string_value(json_object_get(item, "name")), *text = json_string_value(json_object_get(item, "template"));
+    const char *which = json_string_value(json_object_get(item, "name")),
+               *text = json_string_value(json_object_get(item, "template"));
     if (which && text && (strcmp(which, "default") == 0 || json_array_size(value) == 1)) found = text;
   }
-  if (!json_is_array(value)) return px_fail(err, PX_BAD_FILE, "%s: field \"chat_template\" must be a string or a list", name);
+  if (!json_is_array(value))
+    return px_fail(err, PX_BAD_FILE, "%s: field \"chat_template\" must be a string or a list", name);
   return found ? set_template(tok, found, err) : PX_OK;
 }
 
@@ -174,7 +183,8 @@ static px_status read_stops(px_tokenizer *tok, const char *name, const json_t *c
   size_t count = json_is_array(value) ? json_array_size(value) : value && !json_is_null(value);
   for (size_t i = 0; i < count; i++) {
     const json_t *id = json_is_array(value) ? json_array_get(value, i) : value;
-    if (!json_is_integer(id)) return px_fail(err, PX_BAD_FILE, "%s: field \"eos_token_id\" must be an id or a list of ids", name);
+    if (!json_is_integer(id))
+      return px_fail(err, PX_BAD_FILE, "%s: field \"eos_token_id\" must be an id or a list of ids", name);
     PX_TRY(px_build_stop(tok, json_integer_value(id), err));
   }
   return PX_OK;
@@ -206,7 +216,7 @@ static px_status use_side_files(px_tokenizer *tok, const side_files *f, bool voc
   }
   PX_TRY(read_added_decoder(tok, name, json_object_get(f->config, "added_tokens_decoder"), err));
   PX_TRY(read_specials(tok, f->specials_path, f->specials, err));
-  PX_TRY(read_specials(tok, name, f->config, err)); /* the newer file has the last word */
+  PX_TRY(read_specials(tok, name, f->config, err));                         /* the newer file has the last word */
   if (vocab_pair && px_vocab_find(&tok->vocab, "<|endoftext|>", 13) >= 0) { /* the defaults of these classes */
     int32_t id;
     PX_TRY(add_special(tok, name, "<|endoftext|>", &id, err));
@@ -217,7 +227,8 @@ static px_status use_side_files(px_tokenizer *tok, const side_files *f, bool voc
   if (tok->info.eos < 0) tok->info.eos = first_id(f->generation, "eos_token_id", tok);
   if (tok->info.eos < 0) tok->info.eos = first_id(f->model, "eos_token_id", tok);
   PX_TRY(px_build_stop(tok, tok->info.eos, err));
-  PX_TRY(f->generation ? read_stops(tok, f->generation_path, f->generation, err) : read_stops(tok, f->model_path, f->model, err));
+  PX_TRY(f->generation ? read_stops(tok, f->generation_path, f->generation, err)
+                       : read_stops(tok, f->model_path, f->model, err));
   PX_TRY(read_template(tok, name, json_object_get(f->config, "chat_template"), err));
   return read_template_file(tok, f->template_path, err);
 }

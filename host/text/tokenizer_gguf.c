@@ -18,11 +18,11 @@ typedef struct named_rule {
 
 /* Names that llama.cpp's converter writes for vocabularies whose rule is one of ours. */
 static const named_rule rules[] = {
-    {"gpt-2", "gpt-2", false, false, PX_SPLIT_GPT2},       {"phi-2", "gpt-2", false, false, PX_SPLIT_GPT2},
-    {"gpt-neox", "gpt-neox", true, false, PX_SPLIT_GPT2},  {"olmo", "gpt-neox", true, false, PX_SPLIT_GPT2},
-    {"smollm", "smollm", false, true, PX_SPLIT_GPT2},      {"starcoder", "starcoder", false, true, PX_SPLIT_GPT2},
-    {"refact", "starcoder", false, true, PX_SPLIT_GPT2},   {"codeshell", "starcoder", false, true, PX_SPLIT_GPT2},
-    {"qwen2", "qwen2", true, false, PX_SPLIT_QWEN2},       {"deepseek-r1-qwen", "qwen2", true, false, PX_SPLIT_QWEN2},
+    {"gpt-2", "gpt-2", false, false, PX_SPLIT_GPT2},         {"phi-2", "gpt-2", false, false, PX_SPLIT_GPT2},
+    {"gpt-neox", "gpt-neox", true, false, PX_SPLIT_GPT2},    {"olmo", "gpt-neox", true, false, PX_SPLIT_GPT2},
+    {"smollm", "smollm", false, true, PX_SPLIT_GPT2},        {"starcoder", "starcoder", false, true, PX_SPLIT_GPT2},
+    {"refact", "starcoder", false, true, PX_SPLIT_GPT2},     {"codeshell", "starcoder", false, true, PX_SPLIT_GPT2},
+    {"qwen2", "qwen2", true, false, PX_SPLIT_QWEN2},         {"deepseek-r1-qwen", "qwen2", true, false, PX_SPLIT_QWEN2},
     {"llama-bpe", "llama-3", false, false, PX_SPLIT_LLAMA3}, {"llama3", "llama-3", false, false, PX_SPLIT_LLAMA3},
     {"llama-v3", "llama-3", false, false, PX_SPLIT_LLAMA3},
 };
@@ -32,8 +32,10 @@ static px_status set_rule(px_tokenizer *tok, px_gguf *g, px_error *err) {
   PX_TRY(px_gguf_str(g, "general.architecture", "", &arch, err));
   PX_TRY(px_gguf_str(g, "tokenizer.ggml.pre", strcmp(arch, "gpt2") == 0 ? "gpt-2" : "", &pre, err));
   if (!*pre)
-    return px_fail(err, PX_BAD_FILE, "%s: tokenizer.ggml.pre is missing: without the name of its split rule the vocabulary cannot be "
-                                     "used; convert the model again", g->path);
+    return px_fail(err, PX_BAD_FILE,
+                   "%s: tokenizer.ggml.pre is missing: without the name of its split rule the vocabulary cannot be "
+                   "used; convert the model again",
+                   g->path);
   for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
     if (strcmp(rules[i].pre, pre) != 0) continue;
     tok->info.split = rules[i].split;
@@ -45,15 +47,19 @@ static px_status set_rule(px_tokenizer *tok, px_gguf *g, px_error *err) {
     PX_TRY(px_build_pre_bytes(tok, false, err));
     return px_build_decode(tok, (px_decode_step){.kind = PX_DECODE_BYTES}, NULL, NULL, err);
   }
-  return px_fail(err, PX_BAD_FILE, "%s: tokenizer.ggml.pre is \"%.60s\", which is not supported (supported: gpt-2, gpt-neox, olmo, phi-2, "
-                                   "smollm, starcoder, refact, codeshell, qwen2, deepseek-r1-qwen, llama-bpe)", g->path, pre);
+  return px_fail(
+      err, PX_BAD_FILE,
+      "%s: tokenizer.ggml.pre is \"%.60s\", which is not supported (supported: gpt-2, gpt-neox, olmo, phi-2, "
+      "smollm, starcoder, refact, codeshell, qwen2, deepseek-r1-qwen, llama-bpe)",
+      g->path, pre);
 }
 
 /* ---- SentencePiece ---- */
 
 static px_status get_bool(px_gguf *g, const char *key, bool fallback, bool *out, px_error *err) {
   const px_gguf_value *v = px_gguf_find(g, key);
-  if (v && v->type != PX_GGUF_BOOL) return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" must be true or false", g->path, key);
+  if (v && v->type != PX_GGUF_BOOL)
+    return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" must be true or false", g->path, key);
   *out = v ? v->raw[0] != 0 : fallback;
   return PX_OK;
 }
@@ -86,7 +92,8 @@ static int by_score(const void *pa, const void *pb) {
   return by ? by : compare(b->right, a->right);
 }
 
-static px_status merges_from_scores(px_tokenizer *tok, px_gguf *g, const px_gguf_value *scores, const px_gguf_value *types, px_error *err) {
+static px_status merges_from_scores(px_tokenizer *tok, px_gguf *g, const px_gguf_value *scores,
+                                    const px_gguf_value *types, px_error *err) {
   scored_merge *list = NULL;
   size_t count = 0, cap = 0;
   px_status status = PX_OK;
@@ -104,9 +111,13 @@ static px_status merges_from_scores(px_tokenizer *tok, px_gguf *g, const px_gguf
         status = px_fail(err, PX_NO_MEMORY, "%s: no memory for the merges", g->path);
         break;
       }
-      list[count++] = (scored_merge){.score = px_gguf_array_num(scores, (size_t)id), .left_chars = (uint32_t)chars_in(text, at),
-                                     .right_chars = (uint32_t)chars_in(text + at, bytes - at), .left = left, .right = right,
-                                     .left_bytes = (uint32_t)at, .token = id};
+      list[count++] = (scored_merge){.score = px_gguf_array_num(scores, (size_t)id),
+                                     .left_chars = (uint32_t)chars_in(text, at),
+                                     .right_chars = (uint32_t)chars_in(text + at, bytes - at),
+                                     .left = left,
+                                     .right = right,
+                                     .left_bytes = (uint32_t)at,
+                                     .token = id};
     }
   }
   if (count) qsort(list, count, sizeof *list, by_score);
@@ -123,7 +134,8 @@ static px_status set_sentencepiece(px_tokenizer *tok, px_gguf *g, px_error *err)
   bool space = true, squeeze = false;
   PX_TRY(get_bool(g, "tokenizer.ggml.add_space_prefix", true, &space, err));
   PX_TRY(get_bool(g, "tokenizer.ggml.remove_extra_whitespaces", false, &squeeze, err));
-  if (squeeze) return px_fail(err, PX_BAD_FILE, "%s: tokenizer.ggml.remove_extra_whitespaces is not supported", g->path);
+  if (squeeze)
+    return px_fail(err, PX_BAD_FILE, "%s: tokenizer.ggml.remove_extra_whitespaces is not supported", g->path);
   tok->byte_fallback = tok->fuse_unk = true;
   tok->info.split = "none";
   if (space) PX_TRY(px_build_normal(tok, (px_normal_step){.kind = PX_NORMAL_PREPEND}, NULL, "\xE2\x96\x81", err));
@@ -136,18 +148,22 @@ static px_status set_sentencepiece(px_tokenizer *tok, px_gguf *g, px_error *err)
 
 /* ---- the vocabulary ---- */
 
-static px_status find_array(const px_gguf *g, const char *key, bool strings, size_t count, const px_gguf_value **out, px_error *err) {
+static px_status find_array(const px_gguf *g, const char *key, bool strings, size_t count, const px_gguf_value **out,
+                            px_error *err) {
   const px_gguf_value *v = *out = px_gguf_find(g, key);
   if (!v) return PX_OK;
   if (v->type != PX_GGUF_ARRAY || (strings != (v->element_type == PX_GGUF_STRING)) || v->element_type == PX_GGUF_ARRAY)
-    return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" must be a list of %s", g->path, key, strings ? "strings" : "numbers");
+    return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" must be a list of %s", g->path, key,
+                   strings ? "strings" : "numbers");
   if (count != SIZE_MAX && v->count != count)
     return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" has %zu entries for %zu tokens", g->path, key, v->count, count);
   return PX_OK;
 }
 
-static px_status read_tokens(px_tokenizer *tok, const px_gguf *g, const px_gguf_value *tokens, const px_gguf_value *types, px_error *err) {
-  if (tokens->count > MAX_TOKEN_ID) return px_fail(err, PX_BAD_FILE, "%s: %zu tokens are more than %d", g->path, tokens->count, MAX_TOKEN_ID);
+static px_status read_tokens(px_tokenizer *tok, const px_gguf *g, const px_gguf_value *tokens,
+                             const px_gguf_value *types, px_error *err) {
+  if (tokens->count > MAX_TOKEN_ID)
+    return px_fail(err, PX_BAD_FILE, "%s: %zu tokens are more than %d", g->path, tokens->count, MAX_TOKEN_ID);
   for (size_t i = 0; i < tokens->count; i++) {
     px_gguf_string s = tokens->strings[i];
     PX_TRY(px_build_token(tok, g->path, s.data, s.len, (int32_t)i, true, err));
@@ -157,8 +173,13 @@ static px_status read_tokens(px_tokenizer *tok, const px_gguf *g, const px_gguf_
     int64_t type = px_gguf_array_int(types, i);
     px_gguf_string s = tokens->strings[i];
     bool special = type == TYPE_CONTROL || (type == TYPE_UNKNOWN && !tok->byte_level);
-    if ((!special && type != TYPE_USER_DEFINED) || s.len > MAX_ADDED_BYTES || px_vocab_find(&tok->vocab, s.data, s.len) != (int32_t)i) continue;
-    px_added added = {.text = (char *)(uintptr_t)px_vocab_text(&tok->vocab, (int32_t)i), .bytes = (uint32_t)s.len, .id = (int32_t)i, .special = special};
+    if ((!special && type != TYPE_USER_DEFINED) || s.len > MAX_ADDED_BYTES ||
+        px_vocab_find(&tok->vocab, s.data, s.len) != (int32_t)i)
+      continue;
+    px_added added = {.text = (char *)(uintptr_t)px_vocab_text(&tok->vocab, (int32_t)i),
+                      .bytes = (uint32_t)s.len,
+                      .id = (int32_t)i,
+                      .special = special};
     PX_TRY(px_build_added(tok, g->path, &added, err));
   }
   return PX_OK;
@@ -183,7 +204,8 @@ static px_status read_id(px_tokenizer *tok, px_gguf *g, const char *key, int32_t
   PX_TRY(px_gguf_int(g, key, -1, &id, err));
   if (id == UINT32_MAX) id = -1; /* how some converters write "none" */
   if (id < -1 || id >= tok->vocab.size)
-    return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" is %lld, and the vocabulary has %d tokens", g->path, key, (long long)id, tok->vocab.size);
+    return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" is %lld, and the vocabulary has %d tokens", g->path, key,
+                   (long long)id, tok->vocab.size);
   *out = (int32_t)id;
   return PX_OK;
 }
@@ -211,9 +233,12 @@ static px_status read_all(px_tokenizer *tok, px_gguf *g, px_error *err) {
   const px_gguf_value *tokens, *types;
   PX_TRY(px_gguf_str(g, "tokenizer.ggml.model", "", &model, err));
   bool sentencepiece = strcmp(model, "llama") == 0;
-  if (!*model) return px_fail(err, PX_BAD_FILE, "%s: there is no tokenizer in it (field \"tokenizer.ggml.model\")", g->path);
+  if (!*model)
+    return px_fail(err, PX_BAD_FILE, "%s: there is no tokenizer in it (field \"tokenizer.ggml.model\")", g->path);
   if (!sentencepiece && strcmp(model, "gpt2") != 0)
-    return px_fail(err, PX_BAD_FILE, "%s: tokenizer.ggml.model is \"%.60s\", which is not supported (supported: gpt2, llama)", g->path, model);
+    return px_fail(err, PX_BAD_FILE,
+                   "%s: tokenizer.ggml.model is \"%.60s\", which is not supported (supported: gpt2, llama)", g->path,
+                   model);
   PX_TRY(find_array(g, "tokenizer.ggml.tokens", true, SIZE_MAX, &tokens, err));
   if (!tokens) return px_fail(err, PX_BAD_FILE, "%s: field \"tokenizer.ggml.tokens\" is missing", g->path);
   PX_TRY(find_array(g, "tokenizer.ggml.token_type", false, tokens->count, &types, err));
@@ -222,7 +247,8 @@ static px_status read_all(px_tokenizer *tok, px_gguf *g, px_error *err) {
   PX_TRY(read_merges(tok, g, types, !sentencepiece, err));
   PX_TRY(read_ids(tok, g, sentencepiece, err));
   PX_TRY(px_gguf_str(g, "tokenizer.chat_template", NULL, &chat, err));
-  if (chat && !(tok->chat_template = strdup(chat))) return px_fail(err, PX_NO_MEMORY, "%s: no memory for the chat template", g->path);
+  if (chat && !(tok->chat_template = strdup(chat)))
+    return px_fail(err, PX_NO_MEMORY, "%s: no memory for the chat template", g->path);
   return PX_OK;
 }
 

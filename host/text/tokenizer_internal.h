@@ -8,25 +8,26 @@
 #include "text/tokenizer.h"
 
 enum {
-  MAX_TOKEN_ID = 1 << 22,   /* larger ids are refused: tables are as large as the largest id */
+  MAX_TOKEN_ID = 1 << 22,    /* larger ids are refused: tables are as large as the largest id */
   MAX_ADDED_BYTES = 1 << 10, /* of one added token: bounds the search for them */
-  MAX_STEPS = 16,           /* of a normalizer, a pre-tokenizer, a decoder */
+  MAX_STEPS = 16,            /* of a normalizer, a pre-tokenizer, a decoder */
   BMP = 0x10000,
 };
 
 /* ---- vocabulary: ids and spellings ---- */
 typedef struct px_vocab {
-  px_buf text;          /* spellings, each followed by NUL */
-  size_t *offset;       /* [size] start + 1 of the spelling in `text`, 0: the id has none */
-  uint32_t *length;     /* [size] bytes */
-  int32_t size;         /* largest id + 1 */
+  px_buf text;      /* spellings, each followed by NUL */
+  size_t *offset;   /* [size] start + 1 of the spelling in `text`, 0: the id has none */
+  uint32_t *length; /* [size] bytes */
+  int32_t size;     /* largest id + 1 */
   size_t offset_cap, length_cap;
-  int32_t *slots;       /* hash by spelling -> id, -1 free */
+  int32_t *slots; /* hash by spelling -> id, -1 free */
   size_t slot_mask, slot_used;
   uint32_t longest;
 } px_vocab;
 /* A spelling that is there already is moved to the new id where `last_wins`, else refused. */
-px_status px_vocab_add(px_vocab *v, const char *name, const char *text, size_t count, int32_t id, bool last_wins, px_error *err);
+px_status px_vocab_add(px_vocab *v, const char *name, const char *text, size_t count, int32_t id, bool last_wins,
+                       px_error *err);
 int32_t px_vocab_find(const px_vocab *v, const char *text, size_t count); /* -1: absent */
 static inline const char *px_vocab_text(const px_vocab *v, int32_t id) {
   return id >= 0 && id < v->size && v->offset[id] ? v->text.data + v->offset[id] - 1 : NULL;
@@ -67,7 +68,8 @@ typedef struct px_added_scan {
   px_added_part queued;          /* a token that follows the text part just given; id -1: none */
   bool skip_special, done;
 } px_added_scan;
-void px_added_start(px_added_scan *s, const px_trie *trie, const px_added *added, const char *text, size_t count, bool skip_special);
+void px_added_start(px_added_scan *s, const px_trie *trie, const px_added *added, const char *text, size_t count,
+                    bool skip_special);
 bool px_added_next(px_added_scan *s, px_added_part *part); /* false: no more */
 
 /* ---- normalizers ---- */
@@ -95,20 +97,25 @@ typedef enum px_prepend { PX_PREPEND_NEVER = 0, PX_PREPEND_FIRST, PX_PREPEND_ALW
 typedef struct px_pre_step {
   px_pre_kind kind;
   px_splitter splitter;
-  bool add_prefix_space;       /* BYTES */
-  px_prepend prepend;          /* METASPACE */
+  bool add_prefix_space; /* BYTES */
+  px_prepend prepend;    /* METASPACE */
   bool split;
   char replacement[5];
 } px_pre_step;
 
 typedef enum px_decode_kind {
-  PX_DECODE_BYTES = 1, PX_DECODE_REPLACE, PX_DECODE_BYTE_FALLBACK, PX_DECODE_FUSE, PX_DECODE_STRIP, PX_DECODE_METASPACE
+  PX_DECODE_BYTES = 1,
+  PX_DECODE_REPLACE,
+  PX_DECODE_BYTE_FALLBACK,
+  PX_DECODE_FUSE,
+  PX_DECODE_STRIP,
+  PX_DECODE_METASPACE
 } px_decode_kind;
 typedef struct px_decode_step {
   px_decode_kind kind;
   char *from, *to; /* REPLACE; STRIP's content and METASPACE's replacement in `from`; owned */
   size_t from_bytes, to_bytes;
-  int64_t left;    /* STRIP: how many at the start of the text */
+  int64_t left; /* STRIP: how many at the start of the text */
   px_prepend prepend;
 } px_decode_step;
 
@@ -119,13 +126,13 @@ struct px_tokenizer {
   size_t stop_cap;
 
   px_vocab vocab;
-  int32_t model_size;        /* ids below are the model's where model_has[id] */
-  uint8_t *flags;            /* [vocab.size] TOKEN_* */
+  int32_t model_size; /* ids below are the model's where model_has[id] */
+  uint8_t *flags;     /* [vocab.size] TOKEN_* */
   bool byte_level, byte_fallback, fuse_unk, ignore_merges;
-  int32_t unk;               /* -1: none */
-  int32_t byte_symbol[256];  /* byte level: starting symbol of a byte; byte fallback: id of <0xNN>; -1: none */
-  int32_t *char_symbol;      /* [BMP] starting symbols of characters, -1: none; the others through `vocab` */
-  px_bpe_rule *rules;        /* merges in rank order; freed once built, after the digest */
+  int32_t unk;              /* -1: none */
+  int32_t byte_symbol[256]; /* byte level: starting symbol of a byte; byte fallback: id of <0xNN>; -1: none */
+  int32_t *char_symbol;     /* [BMP] starting symbols of characters, -1: none; the others through `vocab` */
+  px_bpe_rule *rules;       /* merges in rank order; freed once built, after the digest */
   size_t rule_count, rule_cap;
   px_bpe bpe;
 
@@ -142,13 +149,15 @@ enum { TOKEN_MODEL = 1, TOKEN_ADDED = 2, TOKEN_SPECIAL = 4, TOKEN_UNUSED = 8 };
 
 /* ---- building (tokenizer_build.c) ---- */
 /* Adds a token of the model / an added token (its id must be the model's where the model has the spelling). */
-px_status px_build_token(px_tokenizer *tok, const char *name, const char *text, size_t count, int32_t id, bool last_wins, px_error *err);
+px_status px_build_token(px_tokenizer *tok, const char *name, const char *text, size_t count, int32_t id,
+                         bool last_wins, px_error *err);
 px_status px_build_added(px_tokenizer *tok, const char *name, const px_added *token, px_error *err);
 /* "left right", or the two apart; both and their concatenation must be tokens. `number` stands in messages. */
 px_status px_build_merge(px_tokenizer *tok, const char *name, size_t number, const char *left, size_t left_count,
                          const char *right, size_t right_count, px_error *err);
-px_status px_build_merge_line(px_tokenizer *tok, const char *name, size_t number, const char *line, size_t count, px_error *err);
-px_status px_build_decode_bytes(px_tokenizer *tok, px_error *err);       /* the ByteLevel decoder */
+px_status px_build_merge_line(px_tokenizer *tok, const char *name, size_t number, const char *line, size_t count,
+                              px_error *err);
+px_status px_build_decode_bytes(px_tokenizer *tok, px_error *err);                 /* the ByteLevel decoder */
 px_status px_build_pre_rule(px_tokenizer *tok, px_split_rule rule, px_error *err); /* a known Split, isolated */
 px_status px_build_pre_bytes(px_tokenizer *tok, bool add_prefix_space, px_error *err);
 px_status px_build_normal(px_tokenizer *tok, px_normal_step step, const char *from, const char *to, px_error *err);
@@ -165,7 +174,8 @@ void px_byte_spell(px_buf *out, uint8_t byte); /* appends that character */
 px_status px_tokenizer_from_json(px_tokenizer *tok, const char *path, px_error *err);
 px_status px_tokenizer_from_pair(px_tokenizer *tok, const char *vocab, const char *merges, px_error *err);
 px_status px_tokenizer_from_gguf(px_tokenizer *tok, const char *path, px_error *err);
-/* Files beside a tokenizer: tokens of the model's start and end, stop ids, chat template. `dir` may lack all of them. */
+/* Files beside a tokenizer: tokens of the model's start and end, stop ids, chat template. `dir` may lack all of them.
+ */
 px_status px_tokenizer_side_files(px_tokenizer *tok, const char *dir, bool vocab_pair, px_error *err);
 
 #endif

@@ -13,7 +13,8 @@ typedef struct reader {
 } reader;
 
 static px_status refuse(reader *r, const char *part, const char *what, const char *supported) {
-  return px_fail(r->err, PX_BAD_FILE, "%s: %s \"%.60s\" is not supported (supported: %s)", r->path, part, what, supported);
+  return px_fail(r->err, PX_BAD_FILE, "%s: %s \"%.60s\" is not supported (supported: %s)", r->path, part, what,
+                 supported);
 }
 
 /* The "type" of a part; an object is required. */
@@ -25,7 +26,9 @@ static px_status type_of(reader *r, const char *part, const json_t *object, cons
 
 static px_status list_of(reader *r, const char *part, const json_t *object, const char *key, const json_t **list) {
   *list = json_object_get(object, key);
-  return json_is_array(*list) ? PX_OK : px_fail(r->err, PX_BAD_FILE, "%s: field \"%s\" of %s must be a list", r->path, key, part);
+  return json_is_array(*list)
+             ? PX_OK
+             : px_fail(r->err, PX_BAD_FILE, "%s: field \"%s\" of %s must be a list", r->path, key, part);
 }
 
 static px_status get_bool(reader *r, const json_t *object, const char *key, bool fallback, bool *out) {
@@ -42,8 +45,9 @@ static px_status get_pattern(reader *r, const char *part, const json_t *object, 
   *text = json_object_get(pattern, "String");
   *regex = !*text;
   if (*regex) *text = json_object_get(pattern, "Regex");
-  return json_is_string(*text) ? PX_OK
-                               : px_fail(r->err, PX_BAD_FILE, "%s: field \"pattern\" of %s must be a String or a Regex", r->path, part);
+  return json_is_string(*text)
+             ? PX_OK
+             : px_fail(r->err, PX_BAD_FILE, "%s: field \"pattern\" of %s must be a String or a Regex", r->path, part);
 }
 
 /* ---- normalizer ---- */
@@ -59,7 +63,8 @@ static px_status read_normalizer(reader *r, const json_t *object, int depth) {
     for (size_t i = 0; i < json_array_size(list); i++) PX_TRY(read_normalizer(r, json_array_get(list, i), depth + 1));
     return PX_OK;
   }
-  if (strcmp(type, "NFC") == 0) return px_build_normal(r->tok, (px_normal_step){.kind = PX_NORMAL_NFC}, NULL, NULL, r->err);
+  if (strcmp(type, "NFC") == 0)
+    return px_build_normal(r->tok, (px_normal_step){.kind = PX_NORMAL_NFC}, NULL, NULL, r->err);
   if (strcmp(type, "Prepend") == 0) {
     PX_TRY(get_str(r, object, "prepend", "", &text));
     return px_build_normal(r->tok, (px_normal_step){.kind = PX_NORMAL_PREPEND}, NULL, text, r->err);
@@ -68,8 +73,10 @@ static px_status read_normalizer(reader *r, const json_t *object, int depth) {
     PX_TRY(get_pattern(r, "normalizer Replace", object, &pattern, &regex));
     PX_TRY(get_str(r, object, "content", "", &text));
     if (regex) return refuse(r, "normalizer", "Replace with a Regex", "Replace with a String");
-    if (json_string_length(pattern) == 0) return refuse(r, "normalizer", "Replace of an empty String", "Replace with a String");
-    return px_build_normal(r->tok, (px_normal_step){.kind = PX_NORMAL_REPLACE}, json_string_value(pattern), text, r->err);
+    if (json_string_length(pattern) == 0)
+      return refuse(r, "normalizer", "Replace of an empty String", "Replace with a String");
+    return px_build_normal(r->tok, (px_normal_step){.kind = PX_NORMAL_REPLACE}, json_string_value(pattern), text,
+                           r->err);
   }
   if (strcmp(type, "Strip") == 0) {
     px_normal_step step = {.kind = PX_NORMAL_STRIP};
@@ -93,7 +100,9 @@ static px_status read_split(reader *r, const json_t *object) {
   PX_TRY(get_bool(r, object, "invert", false, &invert));
   for (int i = 0; i < 5; i++)
     if (strcmp(behavior, behaviors[i]) == 0) how = i;
-  if (how < 0) return refuse(r, "pre_tokenizer Split behavior", behavior, "Isolated, Removed, MergedWithPrevious, MergedWithNext, Contiguous");
+  if (how < 0)
+    return refuse(r, "pre_tokenizer Split behavior", behavior,
+                  "Isolated, Removed, MergedWithPrevious, MergedWithNext, Contiguous");
   PX_TRY(px_build_pre_rule(r->tok, PX_SPLIT_GPT2, r->err));
   px_splitter *s = &r->tok->pre[r->tok->pre_count - 1].splitter;
   px_status status = regex ? px_split_open(s, json_string_value(pattern), json_string_length(pattern), false, r->err)
@@ -103,7 +112,8 @@ static px_status read_split(reader *r, const json_t *object) {
   return status == PX_OK ? PX_OK : px_fail_in(r->err, status, "%s", r->path);
 }
 
-static px_status read_metaspace(reader *r, const json_t *object, const char **replacement, px_prepend *prepend, bool *split) {
+static px_status read_metaspace(reader *r, const json_t *object, const char **replacement, px_prepend *prepend,
+                                bool *split) {
   const char *scheme;
   bool old;
   PX_TRY(get_str(r, object, "replacement", "\xE2\x96\x81", replacement));
@@ -133,7 +143,8 @@ static px_status read_pre_tokenizer(reader *r, const json_t *object, int depth) 
   if (strcmp(type, "Sequence") == 0 && depth < 4) {
     const json_t *list;
     PX_TRY(list_of(r, "pre_tokenizer", object, "pretokenizers", &list));
-    for (size_t i = 0; i < json_array_size(list); i++) PX_TRY(read_pre_tokenizer(r, json_array_get(list, i), depth + 1));
+    for (size_t i = 0; i < json_array_size(list); i++)
+      PX_TRY(read_pre_tokenizer(r, json_array_get(list, i), depth + 1));
     return PX_OK;
   }
   if (tok->byte_level) return refuse(r, "a pre_tokenizer behind ByteLevel,", type, "ByteLevel as the last one");
@@ -169,7 +180,8 @@ static px_status read_strip(reader *r, const json_t *object) {
   PX_TRY(px_json_int(object, r->path, "start", 0, &start, r->err));
   PX_TRY(px_json_int(object, r->path, "stop", 0, &stop, r->err));
   px_tokenizer *tok = r->tok;
-  if (start < 0 || start > 1 || stop != 0 || !*content || tok->decode_count == 0 || tok->decode[tok->decode_count - 1].kind != PX_DECODE_FUSE)
+  if (start < 0 || start > 1 || stop != 0 || !*content || tok->decode_count == 0 ||
+      tok->decode[tok->decode_count - 1].kind != PX_DECODE_FUSE)
     return refuse(r, "decoder", "Strip", "behind Fuse, with start 0 or 1 and stop 0");
   return px_build_decode(tok, (px_decode_step){.kind = PX_DECODE_STRIP, .left = start}, content, NULL, r->err);
 }
@@ -196,11 +208,14 @@ static px_status read_decoder(reader *r, const json_t *object, int depth) {
   if (strcmp(type, "Replace") == 0) {
     PX_TRY(get_pattern(r, "decoder Replace", object, &pattern, &regex));
     PX_TRY(get_str(r, object, "content", "", &text));
-    if (regex || json_string_length(pattern) == 0) return refuse(r, "decoder", "Replace with a Regex", "Replace with a String");
+    if (regex || json_string_length(pattern) == 0)
+      return refuse(r, "decoder", "Replace with a Regex", "Replace with a String");
     return px_build_decode(tok, (px_decode_step){.kind = PX_DECODE_REPLACE}, json_string_value(pattern), text, r->err);
   }
-  if (strcmp(type, "ByteFallback") == 0) return px_build_decode(tok, (px_decode_step){.kind = PX_DECODE_BYTE_FALLBACK}, NULL, NULL, r->err);
-  if (strcmp(type, "Fuse") == 0) return px_build_decode(tok, (px_decode_step){.kind = PX_DECODE_FUSE}, NULL, NULL, r->err);
+  if (strcmp(type, "ByteFallback") == 0)
+    return px_build_decode(tok, (px_decode_step){.kind = PX_DECODE_BYTE_FALLBACK}, NULL, NULL, r->err);
+  if (strcmp(type, "Fuse") == 0)
+    return px_build_decode(tok, (px_decode_step){.kind = PX_DECODE_FUSE}, NULL, NULL, r->err);
   if (strcmp(type, "Strip") == 0) return read_strip(r, object);
   if (strcmp(type, "Metaspace") == 0) {
     px_decode_step step = {.kind = PX_DECODE_METASPACE};
@@ -220,21 +235,26 @@ static px_status read_post_processor(reader *r, const json_t *object, int depth)
   PX_TRY(type_of(r, "post_processor", object, &type));
   if (strcmp(type, "Sequence") == 0 && depth < 4) {
     PX_TRY(list_of(r, "post_processor", object, "processors", &list));
-    for (size_t i = 0; i < json_array_size(list); i++) PX_TRY(read_post_processor(r, json_array_get(list, i), depth + 1));
+    for (size_t i = 0; i < json_array_size(list); i++)
+      PX_TRY(read_post_processor(r, json_array_get(list, i), depth + 1));
     return PX_OK;
   }
   if (strcmp(type, "ByteLevel") == 0) return PX_OK; /* offsets only */
-  if (strcmp(type, "TemplateProcessing") != 0) return refuse(r, "post_processor", type, "ByteLevel, TemplateProcessing, Sequence");
+  if (strcmp(type, "TemplateProcessing") != 0)
+    return refuse(r, "post_processor", type, "ByteLevel, TemplateProcessing, Sequence");
   PX_TRY(list_of(r, "post_processor", object, "single", &list));
   const json_t *front = json_object_get(json_array_get(list, 0), "SpecialToken");
   if (!front) return PX_OK;
   const char *token = json_string_value(json_object_get(front, "id"));
-  const json_t *ids = token ? json_object_get(json_object_get(json_object_get(object, "special_tokens"), token), "ids") : NULL;
+  const json_t *ids =
+      token ? json_object_get(json_object_get(json_object_get(object, "special_tokens"), token), "ids") : NULL;
   const json_t *second = json_array_get(list, 1);
-  if (!json_is_array(ids) || json_array_size(ids) != 1 || !json_is_integer(json_array_get(ids, 0)) || json_object_get(second, "SpecialToken"))
+  if (!json_is_array(ids) || json_array_size(ids) != 1 || !json_is_integer(json_array_get(ids, 0)) ||
+      json_object_get(second, "SpecialToken"))
     return refuse(r, "post_processor", "TemplateProcessing", "one begin token in front of the text");
   json_int_t id = json_integer_value(json_array_get(ids, 0));
-  if (id < 0 || id >= MAX_TOKEN_ID) return px_fail(r->err, PX_BAD_FILE, "%s: post_processor: token id %lld is out of range", r->path, (long long)id);
+  if (id < 0 || id >= MAX_TOKEN_ID)
+    return px_fail(r->err, PX_BAD_FILE, "%s: post_processor: token id %lld is out of range", r->path, (long long)id);
   r->tok->info.bos = (int32_t)id;
   r->tok->info.add_bos = true;
   return PX_OK;
@@ -243,8 +263,16 @@ static px_status read_post_processor(reader *r, const json_t *object, int depth)
 /* ---- model ---- */
 
 static px_status check_model(reader *r, const json_t *model) {
-  static const char *const known[] = {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
-                                      "byte_fallback", "ignore_merges", "vocab", "merges"};
+  static const char *const known[] = {"type",
+                                      "dropout",
+                                      "unk_token",
+                                      "continuing_subword_prefix",
+                                      "end_of_word_suffix",
+                                      "fuse_unk",
+                                      "byte_fallback",
+                                      "ignore_merges",
+                                      "vocab",
+                                      "merges"};
   const char *type, *text, *key;
   const json_t *value;
   double dropout;
@@ -258,7 +286,8 @@ static px_status check_model(reader *r, const json_t *model) {
   PX_TRY(px_json_num(model, r->path, "dropout", 0, &dropout, r->err));
   if (dropout != 0) return px_fail(r->err, PX_BAD_FILE, "%s: a model with dropout is not supported", r->path);
   PX_TRY(get_str(r, model, "continuing_subword_prefix", "", &text));
-  if (*text) return px_fail(r->err, PX_BAD_FILE, "%s: continuing_subword_prefix \"%.60s\" is not supported", r->path, text);
+  if (*text)
+    return px_fail(r->err, PX_BAD_FILE, "%s: continuing_subword_prefix \"%.60s\" is not supported", r->path, text);
   PX_TRY(get_str(r, model, "end_of_word_suffix", "", &text));
   if (*text) return px_fail(r->err, PX_BAD_FILE, "%s: end_of_word_suffix \"%.60s\" is not supported", r->path, text);
   PX_TRY(get_bool(r, model, "fuse_unk", false, &r->tok->fuse_unk));
@@ -269,25 +298,29 @@ static px_status check_model(reader *r, const json_t *model) {
 static px_status read_vocab(reader *r, const json_t *vocab) {
   const char *token;
   const json_t *id;
-  if (!json_is_object(vocab)) return px_fail(r->err, PX_BAD_FILE, "%s: the vocabulary must be an object of tokens and ids", r->path);
+  if (!json_is_object(vocab))
+    return px_fail(r->err, PX_BAD_FILE, "%s: the vocabulary must be an object of tokens and ids", r->path);
   json_object_foreach((json_t *)(uintptr_t)vocab, token, id) {
     json_int_t value = json_is_integer(id) ? json_integer_value(id) : -1;
     if (value < 0 || value >= MAX_TOKEN_ID)
-      return px_fail(r->err, PX_BAD_FILE, "%s: the id of token \"%.60s\" must be an integer in 0..%d", r->path, token, MAX_TOKEN_ID - 1);
+      return px_fail(r->err, PX_BAD_FILE, "%s: the id of token \"%.60s\" must be an integer in 0..%d", r->path, token,
+                     MAX_TOKEN_ID - 1);
     PX_TRY(px_build_token(r->tok, r->path, token, strlen(token), (int32_t)value, false, r->err));
   }
   return PX_OK;
 }
 
 static px_status read_merges(reader *r, const json_t *merges) {
-  if (!json_is_array(merges)) return px_fail(r->err, PX_BAD_FILE, "%s: field \"merges\" of the model must be a list", r->path);
+  if (!json_is_array(merges))
+    return px_fail(r->err, PX_BAD_FILE, "%s: field \"merges\" of the model must be a list", r->path);
   for (size_t i = 0; i < json_array_size(merges); i++) {
     const json_t *m = json_array_get(merges, i);
     const json_t *a = json_array_get(m, 0), *b = json_array_get(m, 1);
     if (json_is_string(m)) {
       PX_TRY(px_build_merge_line(r->tok, r->path, i, json_string_value(m), json_string_length(m), r->err));
     } else if (json_array_size(m) == 2 && json_is_string(a) && json_is_string(b)) {
-      PX_TRY(px_build_merge(r->tok, r->path, i, json_string_value(a), json_string_length(a), json_string_value(b), json_string_length(b), r->err));
+      PX_TRY(px_build_merge(r->tok, r->path, i, json_string_value(a), json_string_length(a), json_string_value(b),
+                            json_string_length(b), r->err));
     } else {
       return px_fail(r->err, PX_BAD_FILE, "%s: merge %zu must be two tokens", r->path, i);
     }
@@ -297,13 +330,15 @@ static px_status read_merges(reader *r, const json_t *merges) {
 
 static px_status read_model(reader *r, const json_t *model) {
   const char *unk;
-  if (!json_is_object(model)) return px_fail(r->err, PX_BAD_FILE, "%s: field \"model\" is missing: this is no tokenizer.json", r->path);
+  if (!json_is_object(model))
+    return px_fail(r->err, PX_BAD_FILE, "%s: field \"model\" is missing: this is no tokenizer.json", r->path);
   PX_TRY(check_model(r, model));
   PX_TRY(read_vocab(r, json_object_get(model, "vocab")));
   PX_TRY(get_str(r, model, "unk_token", NULL, &unk));
   if (unk && *unk) {
     r->tok->unk = px_vocab_find(&r->tok->vocab, unk, strlen(unk));
-    if (r->tok->unk < 0) return px_fail(r->err, PX_BAD_FILE, "%s: unk_token \"%.60s\" is not in the vocabulary", r->path, unk);
+    if (r->tok->unk < 0)
+      return px_fail(r->err, PX_BAD_FILE, "%s: unk_token \"%.60s\" is not in the vocabulary", r->path, unk);
   }
   return read_merges(r, json_object_get(model, "merges"));
 }
@@ -324,7 +359,8 @@ static px_status read_added(reader *r, const json_t *list) {
     PX_TRY(get_bool(r, item, "lstrip", false, &a.lstrip));
     PX_TRY(get_bool(r, item, "rstrip", false, &a.rstrip));
     PX_TRY(get_bool(r, item, "normalized", !a.special, &a.normalized));
-    if (id < 0 || id >= MAX_TOKEN_ID) return px_fail(r->err, PX_BAD_FILE, "%s: the id of added token \"%.60s\" is out of range", r->path, content);
+    if (id < 0 || id >= MAX_TOKEN_ID)
+      return px_fail(r->err, PX_BAD_FILE, "%s: the id of added token \"%.60s\" is out of range", r->path, content);
     size_t bytes = strlen(content);
     a.text = (char *)(uintptr_t)content; /* copied */
     a.bytes = bytes > MAX_ADDED_BYTES ? MAX_ADDED_BYTES + 1 : (uint32_t)bytes;
@@ -335,7 +371,7 @@ static px_status read_added(reader *r, const json_t *list) {
 }
 
 static px_status read_root(reader *r, const json_t *root) {
-  static const char *const known[] = {"version", "truncation", "padding", "added_tokens", "normalizer",
+  static const char *const known[] = {"version",       "truncation",     "padding", "added_tokens", "normalizer",
                                       "pre_tokenizer", "post_processor", "decoder", "model"};
   const char *key;
   const json_t *value;

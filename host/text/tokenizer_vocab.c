@@ -49,8 +49,10 @@ static bool grow_slots(px_vocab *v) {
   return true;
 }
 
-px_status px_vocab_add(px_vocab *v, const char *name, const char *text, size_t count, int32_t id, bool last_wins, px_error *err) {
-  if (id < 0 || id >= MAX_TOKEN_ID) return px_fail(err, PX_BAD_FILE, "%s: token id %d is not in 0..%d", name, id, MAX_TOKEN_ID - 1);
+px_status px_vocab_add(px_vocab *v, const char *name, const char *text, size_t count, int32_t id, bool last_wins,
+                       px_error *err) {
+  if (id < 0 || id >= MAX_TOKEN_ID)
+    return px_fail(err, PX_BAD_FILE, "%s: token id %d is not in 0..%d", name, id, MAX_TOKEN_ID - 1);
   if (count > UINT32_MAX / 4) return px_fail(err, PX_BAD_FILE, "%s: token %d is %zu bytes long", name, id, count);
   size_t had = (size_t)v->size, need = (size_t)id + 1;
   if (!grow_slots(v) || px_reserve(&v->offset, &v->offset_cap, need, sizeof *v->offset) ||
@@ -97,7 +99,8 @@ px_status px_trie_add(px_trie *t, const char *text, size_t count, int32_t token,
       if (t->count >= INT32_MAX / 2 || px_reserve(&t->nodes, &t->cap, t->count + 1, sizeof *t->nodes))
         return px_fail(err, PX_NO_MEMORY, "no memory for the added tokens");
       child = (int32_t)t->count++;
-      t->nodes[child] = (px_trie_node){.first_child = -1, .sibling = node < 0 ? -1 : t->nodes[node].first_child, .token = -1, .byte = byte};
+      t->nodes[child] = (px_trie_node){
+          .first_child = -1, .sibling = node < 0 ? -1 : t->nodes[node].first_child, .token = -1, .byte = byte};
       if (node < 0)
         t->root[byte] = child;
       else
@@ -144,9 +147,15 @@ static size_t space_end(px_added_scan *s, size_t at) {
   return s->space_end = at;
 }
 
-void px_added_start(px_added_scan *s, const px_trie *trie, const px_added *added, const char *text, size_t count, bool skip_special) {
-  *s = (px_added_scan){.trie = trie, .added = added, .text = text, .count = count, .skip_special = skip_special,
-                       .space_start = SIZE_MAX, .queued = {.id = -1}};
+void px_added_start(px_added_scan *s, const px_trie *trie, const px_added *added, const char *text, size_t count,
+                    bool skip_special) {
+  *s = (px_added_scan){.trie = trie,
+                       .added = added,
+                       .text = text,
+                       .count = count,
+                       .skip_special = skip_special,
+                       .space_start = SIZE_MAX,
+                       .queued = {.id = -1}};
 }
 
 bool px_added_next(px_added_scan *s, px_added_part *part) {
