@@ -21,7 +21,7 @@ typedef struct px_adapter_folder {
   px_adapter_config config;
   const px_tensor_view *prompt_embeddings; /* [virtual_tokens, 2*layers*token_dim], F32, F16 or BF16 */
   px_tensor_list tensors;                  /* owns all of it */
-  px_meta *metadata;                       /* pfx.* keys, where pfx wrote the file */
+  px_meta *metadata;                       /* the pfx.* keys alone; none where PEFT wrote the file */
   size_t metadata_count;
 } px_adapter_folder;
 
@@ -32,8 +32,8 @@ px_status px_adapter_folder_open(const char *path, px_adapter_folder *out, px_er
 void px_adapter_folder_close(px_adapter_folder *folder);
 
 /* Makes the folder and writes both files atomically, each; adapter_config.json with the keys and bytes that PEFT 0.21
- * writes. `values` is [P, 2*L*token_dim] float32. `metadata` are the pfx.* strings ("format": "pt" is added);
- * none for --no-fingerprint. */
+ * writes ("peft_version" is that of the format followed). `values` is [P, 2*L*token_dim] float32, and finite.
+ * `metadata` are the pfx.* strings in any order ("format": "pt" is added); none for --no-fingerprint. */
 px_status px_adapter_folder_write(const char *path, const px_adapter_config *config, const float *values,
                                   const px_meta *metadata, size_t metadata_count, px_error *err);
 
