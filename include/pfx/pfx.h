@@ -27,6 +27,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -102,7 +103,8 @@ typedef struct pfx_model_options {
 } pfx_model_options;
 
 static inline pfx_model_options pfx_model_options_init(void) {
-  pfx_model_options o = {0};
+  pfx_model_options o;
+  memset(&o, 0, sizeof o);
   o.struct_bytes = sizeof o;
   o.device = "cpu";
   return o;
@@ -200,7 +202,8 @@ typedef struct pfx_kv_target {
 } pfx_kv_target;
 
 static inline pfx_kv_target pfx_kv_target_init(void) {
-  pfx_kv_target t = {0};
+  pfx_kv_target t;
+  memset(&t, 0, sizeof t);
   t.struct_bytes = sizeof t;
   return t;
 }
@@ -268,7 +271,8 @@ typedef struct pfx_train_options {
 } pfx_train_options;
 
 static inline pfx_train_options pfx_train_options_init(void) {
-  pfx_train_options o = {0};
+  pfx_train_options o;
+  memset(&o, 0, sizeof o);
   o.struct_bytes = sizeof o;
   o.tune = "prefix:20";
   o.epochs = 1;
@@ -318,7 +322,8 @@ typedef struct pfx_generator_options {
 } pfx_generator_options;
 
 static inline pfx_generator_options pfx_generator_options_init(void) {
-  pfx_generator_options o = {0};
+  pfx_generator_options o;
+  memset(&o, 0, sizeof o);
   o.struct_bytes = sizeof o;
   o.max_rows = 16;
   return o;
@@ -362,7 +367,8 @@ typedef struct pfx_request {
 } pfx_request;
 
 static inline pfx_request pfx_request_init(void) {
-  pfx_request r = {0};
+  pfx_request r;
+  memset(&r, 0, sizeof r);
   r.struct_bytes = sizeof r;
   r.adapter = -1;
   r.max_tokens = 256;
@@ -403,7 +409,8 @@ typedef struct pfx_eval_options {
 } pfx_eval_options;
 
 static inline pfx_eval_options pfx_eval_options_init(void) {
-  pfx_eval_options o = {0};
+  pfx_eval_options o;
+  memset(&o, 0, sizeof o);
   o.struct_bytes = sizeof o;
   o.max_tokens = 128;
   return o;
@@ -433,7 +440,8 @@ typedef struct pfx_probe_options {
 } pfx_probe_options;
 
 static inline pfx_probe_options pfx_probe_options_init(void) {
-  pfx_probe_options o = {0};
+  pfx_probe_options o;
+  memset(&o, 0, sizeof o);
   o.struct_bytes = sizeof o;
   return o;
 }
