@@ -133,7 +133,7 @@ static void llama3(writer *w, const px_chat_message *messages, size_t count, con
   if (header) puts_as(w, false, "<|start_header_id|>assistant<|end_header_id|>\n\n");
 }
 
-/* The system message stands inside the first user turn, and the two are trimmed as one. */
+/* The system message stands inside the first user turn, and the two are trimmed as one; alone it renders to nothing. */
 static void llama2(writer *w, const px_chat_message *messages, size_t count, const int *roles, bool header) {
   (void)header; /* a user turn ends with [/INST]: there is nothing to add */
   size_t first = roles[0] == ROLE_SYSTEM;
@@ -189,7 +189,6 @@ static px_status check_roles(px_template t, const px_chat_message *messages, siz
   size_t first = roles[0] == ROLE_SYSTEM;
   if (first && t == PX_TEMPLATE_MISTRAL)
     return px_fail(err, PX_BAD_FILE, "message 1: the mistral template has no system message");
-  if (first == count) return px_fail(err, PX_BAD_FILE, "message 1: the llama-2 template needs a user message after it");
   for (size_t i = first; i < count; i++) {
     int want = (i - first) % 2 ? ROLE_ASSISTANT : ROLE_USER;
     if (roles[i] != want)

@@ -8,8 +8,14 @@
 
 #include "core/file.h"
 
-static const char *const added[] = {
-    "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"};
+static const char *const added[] = {"<s>",
+                                    "</s>",
+                                    "<|im_start|>",
+                                    "<|im_end|>",
+                                    "<|start_header_id|>",
+                                    "<|end_header_id|>",
+                                    "<|eot_id|>",
+                                    "<|begin_of_text|>"};
 
 /* GPT-2's printable stand-in for a byte, as UTF-8. */
 static void byte_char(int byte, char out[4]) {
@@ -62,11 +68,10 @@ static px_status write_json(const char *folder, const char *name, json_t *value,
   return status;
 }
 
-px_status byte_tokenizer_open(const char *folder, bool add_bos, const char *chat_template, px_tokenizer **out,
-                              px_error *err) {
-  PX_TRY(write_json(folder, "tokenizer.json", make_tokenizer(add_bos), err));
-  PX_TRY(write_json(
-      folder, "tokenizer_config.json",
-      json_pack("{s:s s:s s:s*}", "bos_token", "<s>", "eos_token", "</s>", "chat_template", chat_template), err));
+px_status byte_tokenizer_open(const char *folder, byte_tokenizer_options o, px_tokenizer **out, px_error *err) {
+  json_t *config = json_pack("{s:s s:s s:s*}", "bos_token", o.bos ? o.bos : "<s>", "eos_token", o.eos ? o.eos : "</s>",
+                             "chat_template", o.chat_template);
+  PX_TRY(write_json(folder, "tokenizer.json", make_tokenizer(o.add_bos), err));
+  PX_TRY(write_json(folder, "tokenizer_config.json", config, err));
   return px_tokenizer_open(folder, out, err);
 }

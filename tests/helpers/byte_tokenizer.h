@@ -5,11 +5,17 @@
 
 #include "text/tokenizer.h"
 
-enum { BYTE_BOS = 256, BYTE_EOS, BYTE_IM_START, BYTE_IM_END, BYTE_START_HEADER, BYTE_END_HEADER, BYTE_EOT, BYTE_VOCAB };
+enum { BYTE_BOS = 256, BYTE_EOS, BYTE_VOCAB = 264 };
 
-/* Writes tokenizer.json and tokenizer_config.json into `folder` and opens them. The added tokens are <s> </s>
- * <|im_start|> <|im_end|> <|start_header_id|> <|end_header_id|> <|eot_id|>; chat_template may be NULL. */
-px_status byte_tokenizer_open(const char *folder, bool add_bos, const char *chat_template, px_tokenizer **out,
-                              px_error *err);
+typedef struct byte_tokenizer_options {
+  bool add_bos;
+  const char *bos, *eos;     /* one of the added tokens; NULL: <s> and </s> */
+  const char *chat_template; /* NULL: none */
+} byte_tokenizer_options;
+
+/* Writes tokenizer.json and tokenizer_config.json into `folder` and opens them. The added tokens, from 256 on, are <s>
+ * </s>
+ * <|im_start|> <|im_end|> <|start_header_id|> <|end_header_id|> <|eot_id|> <|begin_of_text|>. */
+px_status byte_tokenizer_open(const char *folder, byte_tokenizer_options o, px_tokenizer **out, px_error *err);
 
 #endif

@@ -20,8 +20,8 @@ static int set_up(void **state) {
   if (!mkdtemp(folder)) return -1;
   snprintf(path, sizeof path, "%s/F", folder);
   if (chdir(folder) != 0) return -1;
-  if (byte_tokenizer_open(folder, true, NULL, &with_bos, &err) != PX_OK ||
-      byte_tokenizer_open(folder, false, NULL, &plain, &err) != PX_OK) {
+  if (byte_tokenizer_open(folder, (byte_tokenizer_options){.add_bos = true}, &with_bos, &err) != PX_OK ||
+      byte_tokenizer_open(folder, (byte_tokenizer_options){0}, &plain, &err) != PX_OK) {
     fprintf(stderr, "%s\n", err.message);
     return -1;
   }
@@ -301,8 +301,8 @@ static void messages_of_errors(void **state) {
       {"{\"ids\": [1, 2], \"labels\": [1]}", "F: line 1: 2 ids and 1 labels; labels are not shifted, one for each id"},
       {"{\"ids\": [1, 2.5], \"labels\": [1, 2]}", "F: line 1: ids[1] must be an integer"},
       {"{\"ids\": [1, 2], \"labels\": [1, \"2\"]}", "F: line 1: labels[1] must be an integer"},
-      {"{\"ids\": [1, 263], \"labels\": [1, 263]}", "F: line 1: ids[1] is 263, outside the vocabulary of 263 tokens"},
-      {"{\"ids\": [-1, 2], \"labels\": [-100, 2]}", "F: line 1: ids[0] is -1, outside the vocabulary of 263 tokens"},
+      {"{\"ids\": [1, 264], \"labels\": [1, 264]}", "F: line 1: ids[1] is 264, outside the vocabulary of 264 tokens"},
+      {"{\"ids\": [-1, 2], \"labels\": [-100, 2]}", "F: line 1: ids[0] is -1, outside the vocabulary of 264 tokens"},
       {"{\"ids\": [1, 2], \"labels\": [2, -100]}",
        "F: line 1: labels[0] is 2, it must be -100 or the id 1 (labels are not shifted)"},
       {"{\"ids\": [], \"labels\": []}", "F: line 1: the row is empty, it has no token"},
