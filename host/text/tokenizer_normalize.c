@@ -55,20 +55,67 @@ void px_utf8_repair(px_buf *out, const char *text, size_t count) {
 
 /* ---- NFC ---- */
 
+/* `tokenizers` normalizes by Unicode 9: marks of later versions do not move there, and nothing composes over them. Text
+ * must become what a model was trained on, so the same holds here. Ranges of marks newer than that. */
+static bool is_newer_mark(int32_t c) {
+  static const struct {
+    int32_t first, last;
+  } ranges[] = {{0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},
+                {0x9FE, 0x9FE},     {0xC3C, 0xC3C},     {0xD3B, 0xD3C},
+                {0xEBA, 0xEBA},     {0x1715, 0x1715},   {0x1ABF, 0x1ACE},
+                {0x1DF6, 0x1DFA},   {0xA82C, 0xA82C},   {0x10D24, 0x10D27},
+                {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF}, {0x10F46, 0x10F50},
+                {0x10F82, 0x10F85}, {0x11070, 0x11070}, {0x1133B, 0x1133B},
+                {0x1145E, 0x1145E}, {0x11839, 0x1183A}, {0x11930, 0x11930} /* composes to U+11938 */,
+                {0x1193D, 0x1193E}, {0x11943, 0x11943}, {0x119E0, 0x119E0},
+                {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99},
+                {0x11D42, 0x11D42}, {0x11D44, 0x11D45}, {0x11D97, 0x11D97},
+                {0x11F41, 0x11F42}, {0x16FF0, 0x16FF1}, {0x1E08F, 0x1E08F},
+                {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF},
+                {0x1E4EC, 0x1E4EF}};
+  size_t low = 0, high = sizeof ranges / sizeof *ranges;
+  while (low < high) {
+    size_t middle = (low + high) / 2;
+    if (c > ranges[middle].last)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low < sizeof ranges / sizeof *ranges && c >= ranges[low].first;
+}
+
+static unsigned class_of(int32_t c) {
+  unsigned class = (unsigned)utf8proc_get_property(c)->combining_class & 255;
+  return class && !is_newer_mark(c) ? class : 0;
+}
+
 /* Canonical order of one run of marks: a stable sort by combining class, linear however long the run is. */
 static bool sort_marks(int32_t *c, size_t count) {
   bool sorted = true;
-  for (size_t i = 1; sorted && i < count; i++)
-    sorted = utf8proc_get_property(c[i - 1])->combining_class <= utf8proc_get_property(c[i])->combining_class;
+  for (size_t i = 1; sorted && i < count; i++) sorted = class_of(c[i - 1]) <= class_of(c[i]);
   if (sorted) return true;
   size_t start[257] = {0};
   int32_t *copy = malloc(count * sizeof *copy);
   if (!copy) return false;
   memcpy(copy, c, count * sizeof *copy);
-  for (size_t i = 0; i < count; i++) start[(utf8proc_get_property(c[i])->combining_class & 255) + 1]++;
+  for (size_t i = 0; i < count; i++) start[class_of(c[i]) + 1]++;
   for (int k = 1; k < 257; k++) start[k] += start[k - 1];
-  for (size_t i = 0; i < count; i++) c[start[utf8proc_get_property(copy[i])->combining_class & 255]++] = copy[i];
+  for (size_t i = 0; i < count; i++) c[start[class_of(copy[i])]++] = copy[i];
   free(copy);
+  return true;
+}
+
+static bool compose(px_buf *out, int32_t *c, size_t count) {
+  for (size_t start = 0, end; start < count; start = end) {
+    for (end = start + 1; end < count && !is_newer_mark(c[end]);) end++;
+    utf8proc_ssize_t left =
+        utf8proc_normalize_utf32(c + start, (utf8proc_ssize_t)(end - start), UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+    if (left < 0) return false;
+    for (utf8proc_ssize_t i = 0; i < left; i++) {
+      utf8proc_uint8_t encoded[4];
+      px_buf_append(out, encoded, (size_t)utf8proc_encode_char(c[start + (size_t)i], encoded));
+    }
+  }
   return true;
 }
 
@@ -78,7 +125,11 @@ static bool nfc_stretch(px_buf *codes, px_buf *out, const char *text, size_t byt
   for (size_t at = 0; at < bytes;) {
     utf8proc_int32_t c = (utf8proc_int32_t)px_utf8_next(text, &at), parts[32];
     int boundary = 0;
-    utf8proc_ssize_t got = utf8proc_decompose_char(c, parts, 32, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &boundary);
+    utf8proc_ssize_t got = 1;
+    if (c == 0x11938) /* newer, too */
+      parts[0] = c;
+    else
+      got = utf8proc_decompose_char(c, parts, 32, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &boundary);
     if (got < 1 || got > 32) return false;
     px_buf_append(codes, parts, (size_t)got * sizeof *parts);
   }
@@ -87,17 +138,11 @@ static bool nfc_stretch(px_buf *codes, px_buf *out, const char *text, size_t byt
   size_t count = codes->len / sizeof *c;
   for (size_t i = 0; i < count;) {
     size_t end = i;
-    while (end < count && utf8proc_get_property(c[end])->combining_class != 0) end++;
+    while (end < count && class_of(c[end]) != 0) end++;
     if (end > i + 1 && !sort_marks(c + i, end - i)) return false;
     i = end + 1;
   }
-  utf8proc_ssize_t composed = utf8proc_normalize_utf32(c, (utf8proc_ssize_t)count, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
-  if (composed < 0) return false;
-  for (utf8proc_ssize_t i = 0; i < composed; i++) {
-    utf8proc_uint8_t encoded[4];
-    px_buf_append(out, encoded, (size_t)utf8proc_encode_char(c[i], encoded));
-  }
-  return true;
+  return compose(out, c, count);
 }
 
 /* Characters below U+0300 never change and never join what stands before them: the text falls apart in front of each,
