@@ -66,30 +66,26 @@ static px_status get_bool(px_gguf *g, const char *key, bool fallback, bool *out,
 
 typedef struct scored_merge {
   double score;
-  uint32_t left_chars, right_chars;
-  int32_t left, right;
+  int32_t token, left, right;
   uint32_t left_bytes;
-  int32_t token;
 } scored_merge;
 
-static size_t chars_in(const char *text, size_t count) {
-  size_t n = 0;
-  for (size_t i = 0; i < count; i++) n += ((unsigned char)text[i] & 0xC0) != 0x80;
-  return n;
-}
+static int compare(double a, double b) { return a < b ? -1 : a > b; }
 
-static int compare(double a, double b) { return a < b ? 1 : a > b ? -1 : 0; } /* larger first */
-
-/* The order that `tokenizers` vocabularies get when transformers converts SentencePiece scores: by score, then longer
- * left, then longer right, then as the tokens stand in the file. */
+/* The order of the merges in the tokenizer.json that transformers made of Llama 2's scores: best score first, the cuts
+ * of one token by the ids of their parts. */
 static int by_score(const void *pa, const void *pb) {
   const scored_merge *a = pa, *b = pb;
-  int by = compare(a->score, b->score);
-  if (!by) by = compare(a->left_chars, b->left_chars);
-  if (!by) by = compare(a->right_chars, b->right_chars);
-  if (!by) by = compare(b->token, a->token);
-  if (!by) by = compare(b->left, a->left);
-  return by ? by : compare(b->right, a->right);
+  int by = compare(b->score, a->score);
+  if (!by) by = compare(a->token, b->token);
+  if (!by) by = compare(a->left, b->left);
+  return by ? by : compare(a->right, b->right);
+}
+
+/* Control tokens and bytes are no text: nothing merges into or from them. */
+static int32_t find_normal(const px_tokenizer *tok, const px_gguf_value *types, const char *text, size_t count) {
+  int32_t id = px_vocab_find(&tok->vocab, text, count);
+  return id >= 0 && (!types || px_gguf_array_int(types, (size_t)id) == TYPE_NORMAL) ? id : -1;
 }
 
 static px_status merges_from_scores(px_tokenizer *tok, px_gguf *g, const px_gguf_value *scores,
@@ -99,25 +95,17 @@ static px_status merges_from_scores(px_tokenizer *tok, px_gguf *g, const px_gguf
   px_status status = PX_OK;
   for (int32_t id = 0; id < tok->vocab.size && status == PX_OK; id++) {
     const char *text = px_vocab_text(&tok->vocab, id);
-    int64_t type = types ? px_gguf_array_int(types, (size_t)id) : TYPE_NORMAL;
-    /* Control tokens and bytes are no text: nothing merges into them. */
-    if (!text || (type != TYPE_NORMAL && type != TYPE_USER_DEFINED)) continue;
     size_t bytes = tok->vocab.length[id], at = 0;
-    if (px_vocab_find(&tok->vocab, text, bytes) != id) continue;
+    if (bytes == 0 || find_normal(tok, types, text, bytes) != id) continue;
     for (px_utf8_next(text, &at); at < bytes; px_utf8_next(text, &at)) {
-      int32_t left = px_vocab_find(&tok->vocab, text, at), right = px_vocab_find(&tok->vocab, text + at, bytes - at);
+      int32_t left = find_normal(tok, types, text, at), right = find_normal(tok, types, text + at, bytes - at);
       if (left < 0 || right < 0) continue;
       if (px_reserve(&list, &cap, count + 1, sizeof *list)) {
         status = px_fail(err, PX_NO_MEMORY, "%s: no memory for the merges", g->path);
         break;
       }
-      list[count++] = (scored_merge){.score = px_gguf_array_num(scores, (size_t)id),
-                                     .left_chars = (uint32_t)chars_in(text, at),
-                                     .right_chars = (uint32_t)chars_in(text + at, bytes - at),
-                                     .left = left,
-                                     .right = right,
-                                     .left_bytes = (uint32_t)at,
-                                     .token = id};
+      double score = px_gguf_array_num(scores, (size_t)id);
+      list[count++] = (scored_merge){score, id, left, right, (uint32_t)at};
     }
   }
   if (count) qsort(list, count, sizeof *list, by_score);

@@ -107,7 +107,8 @@ static bool sort_marks(int32_t *c, size_t count) {
 
 static bool compose(px_buf *out, int32_t *c, size_t count) {
   for (size_t start = 0, end; start < count; start = end) {
-    for (end = start + 1; end < count && !is_newer_mark(c[end]);) end++;
+    /* U+11A7 stands right below the final jamo and is none; utf8proc 2.8 swallows it behind a syllable. */
+    for (end = start + 1; end < count && c[end] != 0x11A7 && !is_newer_mark(c[end]);) end++;
     utf8proc_ssize_t left =
         utf8proc_normalize_utf32(c + start, (utf8proc_ssize_t)(end - start), UTF8PROC_COMPOSE | UTF8PROC_STABLE);
     if (left < 0) return false;
