@@ -54,9 +54,9 @@ need_fuzz() {
   need libclang-rt-dev clang_has libclang_rt.fuzzer-x86_64.a
   need llvm has_command llvm-symbolizer
   need libomp-dev clang_has_openmp
+  need libcmocka-dev has_library cmocka
 }
 need_test() {
-  need libcmocka-dev has_library cmocka
   need libomp-dev clang_has_archer
 }
 # The name a package has here: Ubuntu knows some parts of the default clang by their version only.
