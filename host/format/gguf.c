@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* Arrays of arrays are walked, so that a file which has them opens; nothing reads them. */
-enum { NESTING_LIMIT = 8, NAME_LIMIT_BYTES = 65535, DEFAULT_ALIGNMENT = 32 };
+enum { NESTING_LIMIT = 8, NAME_LIMIT_BYTES = 65535, DEFAULT_ALIGNMENT = 32, ALIGNMENT_LIMIT = 1 << 30 };
 
 /* The reader's place in the file. */
 typedef struct cursor {
@@ -238,9 +238,9 @@ static px_status read_tensor_info(cursor *c, px_tensor_view *t, uint64_t *offset
 static px_status read_alignment(const cursor *c, uint64_t *alignment) {
   int64_t value = 0;
   PX_TRY(px_gguf_int(c->gguf, "general.alignment", DEFAULT_ALIGNMENT, &value, c->err));
-  if (value <= 0 || value > (1 << 30) || (value & (value - 1)))
-    return px_fail(c->err, PX_BAD_FILE, "%s: general.alignment is %" PRId64 ", but must be a power of two", c->name,
-                   value);
+  if (value <= 0 || value > ALIGNMENT_LIMIT || (value & (value - 1)))
+    return px_fail(c->err, PX_BAD_FILE, "%s: general.alignment is %" PRId64 ", but must be a power of two up to %d",
+                   c->name, value, ALIGNMENT_LIMIT);
   *alignment = (uint64_t)value;
   return PX_OK;
 }
@@ -279,9 +279,9 @@ static px_status place_tensors(const cursor *c, const uint64_t *offsets) {
       t->data = c->bytes;
     else if (offsets[i] > data_bytes || t->bytes > data_bytes - offsets[i])
       return px_fail(c->err, PX_BAD_FILE,
-                     "%s: tensor %s needs bytes %" PRIu64 " to %" PRIu64 " of the data, but only %" PRIu64
-                     " are there; the file is cut short: get it again",
-                     c->name, t->name, offsets[i], offsets[i] + t->bytes, data_bytes);
+                     "%s: tensor %s needs %zu bytes at byte %" PRIu64 " of the data, but the data has %" PRIu64
+                     "; the file is cut short: get it again",
+                     c->name, t->name, t->bytes, offsets[i], data_bytes);
     else
       t->data = c->bytes + start + offsets[i];
   }

@@ -66,6 +66,7 @@ px_status px_json_parse(const char *name, const char *bytes, size_t count, json_
   if (*out) return PX_OK;
   if (json_error_code(&e) == json_error_out_of_memory)
     return px_fail(err, PX_NO_MEMORY, "%s: no memory to parse it", name);
+  if (json_error_code(&e) == json_error_null_character) snprintf(e.text, sizeof e.text, "\\u0000 is not supported");
   for (char *c = e.text; *c; c++) /* jansson quotes the input: keep the message on one line */
     if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
   return px_fail(err, PX_BAD_FILE, "%s: line %d, column %d: %s", name, e.line, e.column, e.text);

@@ -82,6 +82,7 @@ static void errors_name_file_line_and_column(void **state) {
   refuses("{\"a\": 1} x", "x.json: line 1, column 10: end of file expected near 'x'");
   refuses("{\"a\": 1, \"a\": 2}", "x.json: line 1, column 12: duplicate object key near '\"a\"'");
   refuses("\"\xff\"", "x.json: line 1, column 1: unable to decode byte 0xff near '\"'");
+  refuses("[\"\\u0000\"]", "x.json: line 1, column 9: \\u0000 is not supported");
   refuses("[1, NaN]", "x.json: line 1, column 7: invalid token near 'NaN'");
 }
 
