@@ -181,7 +181,8 @@ static void other_versions_and_types_are_read(void **state) {
   px_adapter_folder f;
   const uint16_t halves[8] = {0x7bff, 0xfbff, 1};
   put_folder(
-      ", \"prefix_projection\": true, \"some_future_switch\": false, \"another\": [], \"auto_mapping\": {\"a\": 1}",
+      ", \"prefix_projection\": true, \"some_future_switch\": false, \"another\": [], \"number\": 0, "
+      "\"rate\": 0.0, \"text\": \"\", \"object\": {}, \"none\": null, \"auto_mapping\": {\"a\": 1}",
       "F16", halves, sizeof halves);
   ASSERT_OK(px_adapter_folder_open("v", &f, &err));
   assert_int_equal(f.prompt_embeddings->dtype, PX_F16);
@@ -189,6 +190,15 @@ static void other_versions_and_types_are_read(void **state) {
   assert_null(f.config.base_model);
   assert_int_equal(f.metadata_count, 0);
   px_adapter_folder_close(&f);
+  static const char *const set[] = {", \"use_x\": true", ", \"use_x\": 1", ", \"use_x\": 0.5", ", \"use_x\": \"a\"",
+                                    ", \"use_x\": [0]"};
+  for (size_t i = 0; i < sizeof set / sizeof *set; i++) {
+    put_folder(set[i], "F16", halves, sizeof halves);
+    ASSERT_FAILS(
+        px_adapter_folder_open("v", &f, &err), PX_BAD_FILE,
+        "v/adapter_config.json: field \"use_x\" is set, and pfx does not know what it means; remove it, or set "
+        "it to null, if the adapter does not depend on it");
+  }
   put_folder("", "BF16", halves, sizeof halves);
   ASSERT_OK(px_adapter_folder_open("v", &f, &err));
   px_adapter_folder_close(&f);

@@ -110,6 +110,8 @@ static void every_value_type_is_read(void **state) {
   ASSERT_FAILS(px_gguf_num(&g, "string", 0, &num, &err), PX_BAD_FILE, "m.gguf: key string must be a number");
   ASSERT_FAILS(px_gguf_str(&g, "u8", NULL, &text, &err), PX_BAD_FILE, "m.gguf: key u8 must be a string without NUL");
   assert_int_equal(px_gguf_find(&g, "bool")->raw[0], 1);
+  assert_int_equal(px_gguf_array_int(px_gguf_find(&g, "string"), 0), 0);
+  assert_true(px_gguf_array_num(px_gguf_find(&g, "i16"), 0) == -300);
   assert_int_equal(px_gguf_find(&g, "nested")->count, 2);
   assert_int_equal(px_gguf_find(&g, "nested")->element_type, PX_GGUF_ARRAY);
   px_gguf_close(&g);
@@ -162,17 +164,19 @@ static void tensors_are_placed_and_shapes_reversed(void **state) {
   (void)state;
   px_buf b = {0};
   uint32_t alignment = 64;
-  put_start(&b, 3, 3, 1);
+  put_start(&b, 3, 5, 1);
   put_number(&b, "general.alignment", PX_GGUF_U32, &alignment, 4);
   put_info(&b, "w", 8, 64, 2, (uint64_t[]){64, 3}); /* Q8_0 [3, 64]: 3 rows of two blocks */
   put_info(&b, "a", 0, 0, 1, (uint64_t[]){2});
   put_info(&b, "scalar", 0, 320, 0, NULL);
+  put_info(&b, "none", 1, 0, 2, (uint64_t[]){4, 0});
+  put_info(&b, "nothing", 1, 1 << 20, 1, (uint64_t[]){0});
   while (b.len % 64) px_buf_append(&b, "", 1);
   size_t start = b.len;
   for (size_t i = 0; i < 324; i++) px_buf_append(&b, &(uint8_t){(uint8_t)i}, 1);
   px_gguf g;
   open_bytes(&b, &g);
-  assert_int_equal(g.tensors.count, 3);
+  assert_int_equal(g.tensors.count, 5);
   const px_tensor_view *w = px_tensor_find(&g.tensors, "w");
   assert_int_equal(w->dtype, PX_Q8_0);
   assert_int_equal(w->dims, 2);
@@ -184,6 +188,8 @@ static void tensors_are_placed_and_shapes_reversed(void **state) {
   assert_string_equal(w->file, "m.gguf");
   assert_ptr_equal(px_tensor_find(&g.tensors, "a")->data, b.data + start);
   assert_int_equal(px_tensor_elements(px_tensor_find(&g.tensors, "scalar")), 1);
+  assert_int_equal(px_tensor_find(&g.tensors, "none")->bytes, 0);
+  assert_int_equal(px_tensor_elements(px_tensor_find(&g.tensors, "nothing")), 0);
   assert_null(px_tensor_find(&g.tensors, "absent"));
   px_gguf_close(&g);
   px_buf_free(&b);

@@ -127,6 +127,16 @@ static void every_cut_and_every_extra_byte_is_refused(void **state) {
   }
 }
 
+static void a_header_beyond_the_formats_limit_is_refused(void **state) {
+  (void)state;
+  const uint64_t length = 100000001;
+  ASSERT_OK(px_file_write("huge.safetensors", &length, 8, &err));
+  assert_int_equal(truncate("huge.safetensors", 8 + (off_t)length), 0); /* a hole: takes no space on disk */
+  px_tensor_list list;
+  ASSERT_FAILS(px_safetensors_open("huge.safetensors", &list, NULL, NULL, &err), PX_BAD_FILE,
+               "huge.safetensors: the header is 100000001 bytes long, more than the 100000000 that the format allows");
+}
+
 static void key_order_does_not_matter_to_readers(void **state) {
   (void)state;
   static const char h[] =
@@ -206,6 +216,8 @@ static void a_wrong_index_is_refused_by_name(void **state) {
        "tensor \"a\" is in both w/one.safetensors and w/three.safetensors; remove one of them"},
       {"{\"weight_map\": {\"a\": \"../w/one.safetensors\"}}",
        "w/model.safetensors.index.json: the file of tensor \"a\" must be a plain file name in the same folder"},
+      {"{\"weight_map\": {\"a\\n\": \"one.safetensors\"}}",
+       "w/model.safetensors.index.json: a tensor's name holds control characters"},
       {"{\"weight_map\": {\"a\": 1}}", "w/model.safetensors.index.json: the file of tensor \"a\" must be a string"},
       {"{\"weight_map\": []}",
        "w/model.safetensors.index.json: field \"weight_map\" must be an object that names tensors and their files"},
@@ -254,6 +266,7 @@ int main(void) {
       cmocka_unit_test(names_and_metadata_are_escaped_as_python_does),
       cmocka_unit_test(reads_back_every_tensor),
       cmocka_unit_test(every_cut_and_every_extra_byte_is_refused),
+      cmocka_unit_test(a_header_beyond_the_formats_limit_is_refused),
       cmocka_unit_test(key_order_does_not_matter_to_readers),
       cmocka_unit_test(what_cannot_be_written_is_refused),
       cmocka_unit_test(opens_a_folder_by_its_index),
