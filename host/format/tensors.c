@@ -34,17 +34,15 @@ px_status px_tensor_list_sort(px_tensor_list *list, px_error *err) {
 }
 
 bool px_tensor_bytes(px_dtype dtype, int dims, const int64_t *shape, size_t *bytes) {
-  int64_t elements = 1;
-  bool empty = false, overflow = false;
-  for (int i = 0; i < dims; i++) {
-    if (shape[i] < 0) return false;
-    empty |= shape[i] == 0;
-    overflow |= __builtin_mul_overflow(elements, shape[i], &elements);
-    if (overflow) elements = 1;
-  }
   const px_dtype_info *info = px_dtype_get(dtype);
-  /* No type takes more than 8 bytes an element. */
-  if (!info || (!empty && (overflow || elements > INT64_MAX / 8))) return false;
+  int64_t elements = 1;
+  bool empty = false;
+  for (int i = 0; i < dims; i++) {
+    empty |= shape[i] == 0;
+    /* A dimension of zero does not excuse the others: partial products, such as strides, must fit too. */
+    if (shape[i] < 0 || __builtin_mul_overflow(elements, shape[i] ? shape[i] : 1, &elements)) return false;
+  }
+  if (!info || elements > INT64_MAX / 8) return false; /* no type takes more than 8 bytes an element */
   *bytes = empty ? 0 : px_dtype_bytes(dtype, (size_t)elements);
   return true;
 }

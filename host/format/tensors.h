@@ -36,7 +36,8 @@ void px_tensor_list_close(px_tensor_list *list);
 
 /* For the readers of this room. Sorts by name; PX_BAD_FILE when a name is there twice. */
 px_status px_tensor_list_sort(px_tensor_list *list, px_error *err);
-/* Bytes of a tensor of this shape; false when a dimension is negative or the size overflows. */
+/* Bytes of a tensor of this shape; false when a dimension is negative, or the size overflows (also where another
+ * dimension is 0). */
 bool px_tensor_bytes(px_dtype dtype, int dims, const int64_t *shape, size_t *bytes);
 /* UTF-8 without control characters: fit to stand in a one-line message. */
 bool px_name_is_plain(const char *text, size_t count);

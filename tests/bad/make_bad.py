@@ -97,6 +97,7 @@ def make_safetensors():
     large = 'FILE: tensor "a": the shape is too large for any file'
     safetensors("shape_overflows_count", tensors({"a": entry(shape=(2**32, 2**32))}, four), large)
     safetensors("shape_overflows_bytes", tensors({"a": entry(shape=(2**62 + 1,))}, four), large)
+    safetensors("shape_overflows_beside_zero", tensors({"a": entry(shape=(2**32, 2**32, 0), offsets=(0, 0))}), large)
     safetensors("shape_needs_more_than_offsets", tensors({"a": entry(shape=(2,))}, four),
                 'FILE: tensor "a" needs 8 bytes for its shape, but its offsets span 4')
     safetensors("shape_needs_less_than_offsets", tensors({"a": entry(offsets=(0, 8))}, eight),
@@ -222,6 +223,8 @@ def make_gguf_tensors():
     gguf("five_dimensions", model((), [info(shape=(1, 1, 1, 1, 4))], sixteen),
          "FILE: tensor w has 5 dimensions; pfx reads at most 4")
     gguf("shape_overflows", model((), [info(shape=(2**32, 2**32))], sixteen),
+         "FILE: tensor w: the shape is too large for any file")
+    gguf("shape_overflows_beside_zero", model((), [info(shape=(2**32, 2**32, 0))], sixteen),
          "FILE: tensor w: the shape is too large for any file")
     gguf("dimension_beyond_int64", model((), [info(shape=(2**64 - 1,))], sixteen),
          "FILE: tensor w: the shape is too large for any file")
