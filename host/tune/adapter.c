@@ -19,8 +19,9 @@ px_status px_adapter_open(const char *path, px_adapter **out, px_error *err) {
   const px_tensor_view *t = a->folder.prompt_embeddings;
   a->tokens = (int32_t)t->shape[0];
   int64_t count = px_tensor_elements(t);
+  a->path = strdup(path);
   a->values = malloc((size_t)count * sizeof(float) + 1);
-  if (!a->values) {
+  if (!a->values || !a->path) {
     px_adapter_close(a);
     return px_fail(err, PX_NO_MEMORY, "no memory for %s", path);
   }
@@ -33,6 +34,7 @@ void px_adapter_close(px_adapter *a) {
   if (!a) return;
   px_adapter_folder_close(&a->folder);
   free(a->values);
+  free(a->path);
   free(a);
 }
 

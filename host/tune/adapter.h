@@ -12,6 +12,7 @@ typedef struct px_adapter {
   px_adapter_folder folder; /* config and metadata */
   float *values;            /* [P, 2 * layers * token_dim] */
   int32_t tokens;
+  char *path;
 } px_adapter;
 
 px_status px_adapter_open(const char *path, px_adapter **out, px_error *err);

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT
+ * Inside the train room: one run, and the files it keeps (run.json, metrics.jsonl, checkpoint/, the adapter). */
+#ifndef PX_TRAIN_RUN_H
+#define PX_TRAIN_RUN_H
+
+#include "train/batches.h"
+#include "train/evaluate.h"
+#include "train/trainer.h"
+
+/* All that exact resume needs besides the trained tensors. */
+typedef struct px_run_state {
+  int64_t step;          /* updates done */
+  px_cursor cursor;
+  double first_valid_loss, last_valid_loss, best_valid_loss, last_loss; /* NaN: not measured */
+  int64_t best_step, evals_without_better;
+  int64_t tokens_seen;
+  bool early_stopped;
+} px_run_state;
+
+typedef struct px_run {
+  const px_model *model;
+  const px_tokenizer *tok;
+  px_train_options options;   /* every default filled in; strings in the arena */
+  px_tune_spec spec;
+  px_rows train, valid;
+  px_batches batches;
+  px_backend *be;
+  px_tune *tune;
+  px_buffers buffers;
+  px_evaluator *evaluator;    /* NULL without --valid */
+  px_group *group;            /* backend memory */
+  px_run_state state;
+  int metrics_fd;
+  const px_train_callbacks *calls;
+  double seconds, started;    /* of this process */
+  int64_t tokens_here;        /* of this process */
+  px_arena arena;
+} px_run;
+
+/* run_json.c: the settings, digests and versions of a run. */
+px_status px_run_write_json(const px_run *run, px_error *err);
+typedef struct px_run_record {
+  px_train_options options;
+  int dtype, threads;
+  const char *base, *data_digest, *valid_digest, *products, *version;
+} px_run_record;
+px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out, px_error *err);
+
+/* checkpoint.c: DIR/checkpoint and DIR's adapter. */
+px_status px_run_save(px_run *run, px_error *err);
+px_status px_run_save_adapter(px_run *run, const char *dir, px_error *err);
+/* *found false: there is no checkpoint yet (killed before the first). */
+px_status px_run_load(px_run *run, bool *found, px_error *err);
+
+/* metrics.c: DIR/metrics.jsonl, one line a step. */
+typedef struct px_metrics_line {
+  int64_t step, tokens;
+  double loss, lr, grad_norm, tokens_per_s, seconds, valid_loss; /* valid_loss NaN: not measured */
+  uint64_t peak_bytes;
+} px_metrics_line;
+px_status px_metrics_open(px_run *run, px_error *err); /* drops lines beyond run->state.step */
+px_status px_metrics_write(px_run *run, const px_metrics_line *line, px_error *err);
+
+double px_run_lr(const px_run *run, int64_t step);
+uint64_t px_peak_bytes(void);
+double px_clock(void);
+
+#endif

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: MIT
+ * run.json: every setting of a run with its defaults filled in, what it ran on, and the digests of what it read. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "core/version.h"
+#include "format/json.h"
+#include "train/run.h"
+
+static const char *const schedule_names[] = {"linear", "cosine", "constant"};
+static const char *const long_names[] = {"error", "cut", "drop"};
+
+static json_t *text_or_null(const char *text) { return text ? json_string(text) : json_null(); }
+
+static json_t *settings(const px_run *run) {
+  const px_train_options *o = &run->options;
+  return json_pack("{s:o s:o s:o s:o s:o s:o s:I s:o s:I s:f s:I s:s s:I s:I s:I s:f s:f s:f s:f s:f s:I s:I s:I s:f s:I s:s s:b s:b s:b s:s s:b s:s}",
+                   "model", text_or_null(o->model_path), "data", text_or_null(o->data), "valid", text_or_null(o->valid), "out",
+                   text_or_null(o->out), "tune", text_or_null(o->tune), "init", text_or_null(o->init), "reparam", (json_int_t)o->reparam,
+                   "prefix_tokens", json_integer(run->tune->tokens), "steps", (json_int_t)o->steps, "lr", o->lr, "warmup",
+                   (json_int_t)o->warmup, "schedule", schedule_names[o->schedule], "batch_rows", (json_int_t)o->batch_rows,
+                   "batch_tokens", (json_int_t)o->batch_tokens, "accumulate", (json_int_t)o->accumulate, "beta1", o->beta1, "beta2",
+                   o->beta2, "eps", o->eps, "weight_decay", o->weight_decay, "clip", o->clip, "eval_every", (json_int_t)o->eval_every,
+                   "save_every", (json_int_t)o->save_every, "patience", (json_int_t)o->patience, "prefix_dropout", o->prefix_dropout,
+                   "max_row_tokens", (json_int_t)o->rows.max_row_tokens, "on_long", long_names[o->rows.on_long], "loss_all",
+                   o->rows.loss_all, "no_bos", o->rows.no_bos, "no_end", o->rows.no_end, "template", px_template_name(o->rows.chat),
+                   "no_fingerprint", o->no_fingerprint, "seed", px_arena_printf((px_arena *)&run->arena, "%llu", (unsigned long long)o->seed));
+}
+
+px_status px_run_write_json(const px_run *run, px_error *err) {
+  json_t *environment = json_pack("{s:s s:s s:s s:i s:s}", "version", PX_VERSION, "device", run->be->name, "products", run->be->products,
+                                  "threads", run->be->threads, "dtype", px_dtype_name(run->model->dtype));
+  static const char *const variables[] = {"OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA",
+                                          "ONEDNN_DEFAULT_FPMATH_MODE"};
+  for (size_t i = 0; i < sizeof variables / sizeof *variables; i++)
+    if (getenv(variables[i])) json_object_set_new(environment, variables[i], json_string(getenv(variables[i])));
+  json_t *digests = json_pack("{s:s s:s s:o s:s s:o}", "model_arch", run->model->fingerprint.arch, "model_base", run->model->fingerprint.base,
+                              "tokenizer", text_or_null(run->tok ? px_tokenizer_info_get(run->tok)->digest : NULL), "data", run->train.digest,
+                              "valid", text_or_null(run->options.valid ? run->valid.digest : NULL));
+  json_t *root = json_pack("{s:i s:o s:o s:o}", "pfx_run", 1, "settings", settings(run), "environment", environment, "digests", digests);
+  px_buf text = {0};
+  px_status status = root ? px_json_dump(root, &text, err) : px_fail(err, PX_FAILED, "a path of this run is no UTF-8 and cannot be recorded");
+  json_decref(root);
+  px_buf_puts(&text, "\n");
+  char *path = px_arena_printf((px_arena *)&run->arena, "%s/run.json", run->options.out);
+  if (status == PX_OK && (text.failed || !path)) status = px_fail(err, PX_NO_MEMORY, "no memory");
+  if (status == PX_OK) status = px_file_write(path, text.data, text.len, err);
+  px_buf_free(&text);
+  return status;
+}
+
+/* Reads fields one after the other; the first failure sticks. */
+typedef struct reader {
+  const json_t *object;
+  const char *name;
+  px_arena *arena;
+  px_error *err;
+  px_status status;
+} reader;
+
+static int64_t get_int(reader *r, const char *key) {
+  int64_t value = 0;
+  if (r->status == PX_OK) r->status = px_json_int(r->object, r->name, key, 0, &value, r->err);
+  return value;
+}
+static double get_num(reader *r, const char *key) {
+  double value = 0;
+  if (r->status == PX_OK) r->status = px_json_num(r->object, r->name, key, 0, &value, r->err);
+  return value;
+}
+static bool get_bool(reader *r, const char *key) {
+  bool value = false;
+  if (r->status == PX_OK) r->status = px_json_bool(r->object, r->name, key, false, &value, r->err);
+  return value;
+}
+static const char *get_text(reader *r, const char *key) {
+  const char *value = NULL;
+  if (r->status == PX_OK) r->status = px_json_str(r->object, r->name, key, NULL, &value, r->err);
+  return value ? px_arena_strdup(r->arena, value) : NULL;
+}
+static int get_name(reader *r, const char *key, const char *const *names, int count) {
+  const char *value = get_text(r, key);
+  for (int i = 0; value && i < count; i++)
+    if (strcmp(value, names[i]) == 0) return i;
+  if (r->status == PX_OK) r->status = px_fail(r->err, PX_BAD_FILE, "%s: field \"%s\" is damaged", r->name, key);
+  return 0;
+}
+
+static void read_settings(reader *r, px_train_options *o) {
+  o->model_path = get_text(r, "model");
+  o->data = get_text(r, "data");
+  o->valid = get_text(r, "valid");
+  o->out = get_text(r, "out");
+  o->tune = get_text(r, "tune");
+  o->init = get_text(r, "init");
+  o->reparam = (int32_t)get_int(r, "reparam");
+  o->steps = get_int(r, "steps");
+  o->lr = get_num(r, "lr");
+  o->warmup = get_int(r, "warmup");
+  o->schedule = (px_schedule)get_name(r, "schedule", schedule_names, 3);
+  o->batch_rows = (int32_t)get_int(r, "batch_rows");
+  o->batch_tokens = get_int(r, "batch_tokens");
+  o->accumulate = (int32_t)get_int(r, "accumulate");
+  o->beta1 = get_num(r, "beta1");
+  o->beta2 = get_num(r, "beta2");
+  o->eps = get_num(r, "eps");
+  o->weight_decay = get_num(r, "weight_decay");
+  o->clip = get_num(r, "clip");
+  o->eval_every = get_int(r, "eval_every");
+  o->save_every = get_int(r, "save_every");
+  o->patience = (int32_t)get_int(r, "patience");
+  o->prefix_dropout = get_num(r, "prefix_dropout");
+  o->rows.max_row_tokens = (int)get_int(r, "max_row_tokens");
+  o->rows.on_long = (px_on_long)get_name(r, "on_long", long_names, 3);
+  o->rows.loss_all = get_bool(r, "loss_all");
+  o->rows.no_bos = get_bool(r, "no_bos");
+  o->rows.no_end = get_bool(r, "no_end");
+  o->no_fingerprint = get_bool(r, "no_fingerprint");
+  const char *template = get_text(r, "template"), *seed = get_text(r, "seed");
+  if (template && r->status == PX_OK) r->status = px_template_parse(template, &o->rows.chat, r->err);
+  o->seed = seed ? strtoull(seed, NULL, 10) : 0;
+}
+
+px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out, px_error *err) {
+  *out = (px_run_record){0};
+  char *path = px_arena_printf(arena, "%s/run.json", dir);
+  if (!path) return px_fail(err, PX_NO_MEMORY, "no memory");
+  if (!px_file_exists(path)) return px_fail(err, PX_BAD_FILE, "%s has no run.json: it is no training folder", dir);
+  json_t *root = NULL;
+  PX_TRY(px_json_read(path, &root, err));
+  reader r = {.object = json_object_get(root, "settings"), .name = path, .arena = arena, .err = err};
+  const json_t *environment = json_object_get(root, "environment"), *digests = json_object_get(root, "digests");
+  if (!json_is_object(r.object) || !json_is_object(environment) || !json_is_object(digests)) {
+    json_decref(root);
+    return px_fail(err, PX_BAD_FILE, "%s: fields \"settings\", \"environment\" and \"digests\" are needed", path);
+  }
+  read_settings(&r, &out->options);
+  r.object = environment;
+  out->version = get_text(&r, "version");
+  out->products = get_text(&r, "products");
+  out->threads = (int)get_int(&r, "threads");
+  const char *dtype = get_text(&r, "dtype");
+  out->dtype = dtype && strcmp(dtype, "bf16") == 0 ? PX_BF16 : PX_F32;
+  r.object = digests;
+  out->base = get_text(&r, "model_base");
+  out->data_digest = get_text(&r, "data");
+  out->valid_digest = get_text(&r, "valid");
+  json_decref(root);
+  if (r.status == PX_OK && (!out->options.model_path || !out->options.data || !out->options.out || !out->options.tune || !out->base ||
+                            !out->data_digest || !out->products || !out->version || out->options.steps < 1))
+    return px_fail(err, PX_BAD_FILE, "%s: a field that every run has is missing", path);
+  return r.status;
+}

@@ -1,0 +1,392 @@
+/* SPDX-License-Identifier: MIT
+ * A run: set up or taken up again, steps, validation, the end. A step is
+ *   prefix -> keys and values;  for each batch: forward, loss, backward;  prefix gradient;  norm;  AdamW. */
+#include <dirent.h>
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "core/version.h"
+#include "train/run.h"
+
+enum { TRAIN_LOGIT_ROWS = 256 };
+
+double px_run_lr(const px_run *run, int64_t step) {
+  const px_train_options *o = &run->options;
+  if (step < o->warmup) return o->lr * (double)(step + 1) / (double)o->warmup;
+  double share = (double)(step - o->warmup) / (double)(o->steps - o->warmup > 0 ? o->steps - o->warmup : 1);
+  if (o->schedule == PX_SCHEDULE_CONSTANT) return o->lr;
+  return o->schedule == PX_SCHEDULE_COSINE ? o->lr * 0.5 * (1 + cos(3.14159265358979323846 * share)) : o->lr * (1 - share);
+}
+
+/* An absolute path in the arena, so that a run can be resumed from anywhere. */
+static const char *absolute(px_run *run, const char *path) {
+  char *real = path ? realpath(path, NULL) : NULL;
+  const char *copy = path ? px_arena_strdup(&run->arena, real ? real : path) : NULL;
+  free(real);
+  return copy;
+}
+
+static void fill_defaults(px_train_options *o) {
+  if (!o->tune) o->tune = "prefix:20";
+  if (o->batch_rows <= 0 && o->batch_tokens <= 0) o->batch_rows = 16;
+  if (o->accumulate <= 0) o->accumulate = 1;
+  if (o->beta1 == 0) o->beta1 = 0.9;
+  if (o->beta2 == 0) o->beta2 = 0.999;
+  if (o->eps == 0) o->eps = 1e-8;
+  if (o->clip == 0) o->clip = 1.0;
+}
+
+static px_status check_options(const px_train_options *o, px_error *err) {
+  if (!o->model_path || !o->data || !o->out) return px_fail(err, PX_INVALID, "--model, --data and --out are needed");
+  if (o->batch_rows > 0 && o->batch_tokens > 0) return px_fail(err, PX_INVALID, "--batch-rows and --batch-tokens exclude each other");
+  if (!(o->lr >= 0) || !(o->prefix_dropout >= 0 && o->prefix_dropout < 1) || !(o->weight_decay >= 0) || o->steps < 0 || !(o->epochs >= 0))
+    return px_fail(err, PX_INVALID, "--lr, --weight-decay, --steps and --epochs must not be negative, --prefix-dropout must be in [0, 1)");
+  return PX_OK;
+}
+
+/* What is there in the output folder: refuse to overwrite, or clear an old run with force. */
+static px_status prepare_folder(const px_train_options *o, px_error *err) {
+  char path[PATH_MAX];
+  static const char *const old[] = {"metrics.jsonl", "run.json", "checkpoint/pfx_state.safetensors", "checkpoint/adapter_model.safetensors",
+                                    "checkpoint/adapter_config.json", "adapter_model.safetensors", "adapter_config.json"};
+  PX_TRY(px_dir_make(o->out, err));
+  DIR *dir = opendir(o->out);
+  bool empty = true;
+  for (struct dirent *e; dir && (e = readdir(dir));)
+    if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) empty = false;
+  if (dir) closedir(dir);
+  if (empty) return PX_OK;
+  snprintf(path, sizeof path, "%s/run.json", o->out);
+  if (!o->force)
+    return px_file_exists(path) ? px_fail(err, PX_INVALID, "%s holds a run: --resume %s goes on with it, --force replaces it", o->out, o->out)
+                                : px_fail(err, PX_INVALID, "%s exists and is not empty: name another folder, or --force to write into it", o->out);
+  for (size_t i = 0; i < sizeof old / sizeof *old; i++) {
+    snprintf(path, sizeof path, "%s/%s", o->out, old[i]);
+    unlink(path);
+  }
+  return PX_OK;
+}
+
+static px_status read_rows(px_run *run, px_error *err) {
+  px_train_options *o = &run->options;
+  const px_config *c = px_model_config(run->model);
+  int room = c->context - run->tune->tokens;
+  if (room < 1) return px_fail(err, PX_INVALID, "%d virtual tokens leave no room in the model's context of %d", run->tune->tokens, c->context);
+  if (o->rows.max_row_tokens <= 0) o->rows.max_row_tokens = room;
+  if (o->rows.max_row_tokens > room)
+    return px_fail(err, PX_INVALID, "--max-row-tokens %d and %d virtual tokens exceed the model's context of %d", o->rows.max_row_tokens,
+                   run->tune->tokens, c->context);
+  o->rows.vocab_size = c->vocab;
+  PX_TRY(px_rows_read(o->data, run->tok, &o->rows, &run->calls->log, &run->train, err));
+  return o->valid ? px_rows_read(o->valid, run->tok, &o->rows, &run->calls->log, &run->valid, err) : PX_OK;
+}
+
+/* The length of the run, and what follows from it. */
+static px_status settle_schedule(px_run *run, px_error *err) {
+  px_train_options *o = &run->options;
+  if (o->steps == 0) {
+    double epochs = o->epochs > 0 ? o->epochs : 1, whole_epochs = floor(epochs), batches = 0;
+    for (uint32_t e = 0; e < (uint32_t)whole_epochs; e++) batches += (double)px_batches_per_epoch(&run->batches, e);
+    if (epochs > whole_epochs) batches += ceil((epochs - whole_epochs) * (double)px_batches_per_epoch(&run->batches, (uint32_t)whole_epochs));
+    o->steps = (int64_t)ceil(batches / o->accumulate);
+    if (o->steps < 1) o->steps = 1;
+  }
+  if (o->warmup < 0) o->warmup = o->steps / 20;
+  if (o->warmup >= o->steps) return px_fail(err, PX_INVALID, "--warmup %lld leaves nothing of a run of %lld steps", (long long)o->warmup, (long long)o->steps);
+  if (o->eval_every == 0) o->eval_every = (o->steps + 4) / 5;
+  if (o->save_every == 0) o->save_every = (o->steps + 4) / 5;
+  return PX_OK;
+}
+
+/* Everything between the options and the first step, for new and resumed runs alike. */
+static px_status set_up(px_run *run, px_error *err) {
+  px_train_options *o = &run->options;
+  PX_TRY(px_backend_open_cpu(&(px_backend_options){.threads = run->model->be->threads, .log = run->calls->log}, &run->be, err));
+  PX_TRY(px_tune_parse(o->tune, o->init, o->reparam, &run->spec, err));
+  if (o->prefix_dropout > 0) run->spec.dropout = (float)o->prefix_dropout;
+  if (o->lr == 0) o->lr = run->spec.lr > 0 ? run->spec.lr : px_tune_usual_lr(&run->spec);
+  PX_TRY(px_tune_open(run->model, run->be, run->tok, &run->spec, o->seed, &run->tune, err));
+  PX_TRY(read_rows(run, err));
+  px_batch_options batching = {.batch_rows = o->batch_rows, .batch_tokens = o->batch_tokens, .shuffle = true, .seed = o->seed};
+  PX_TRY(px_batches_open(&run->train, &batching, &run->batches, err));
+  PX_TRY(settle_schedule(run, err));
+  run->group = px_backend_alloc(run->be, sizeof *run->group);
+  if (!run->group) return px_backend_status(run->be, err);
+  px_backend_zero(run->be, run->group, sizeof *run->group);
+  run->state.first_valid_loss = run->state.last_valid_loss = run->state.best_valid_loss = run->state.last_loss = NAN;
+  return PX_OK;
+}
+
+static void log_plan(const px_run *run) {
+  const px_plan *plan = &run->buffers.plan;
+  const px_log *log = &run->calls->log;
+  px_log_message(log, PX_LOG_VERBOSE, "buffer plan for up to %lld tokens, %lld rows, %lld labelled:", (long long)plan->request.tokens,
+                 (long long)plan->request.seqs, (long long)plan->request.labels);
+  for (int i = 0; i < plan->line_count; i++)
+    px_log_message(log, PX_LOG_VERBOSE, "  %9.1f MB  %s", (double)plan->lines[i].bytes / 1e6, plan->lines[i].name);
+  px_log_message(log, PX_LOG_VERBOSE, "  %9.1f MB  in all, beside %.1f MB of weights", (double)plan->total_bytes / 1e6,
+                 (double)(run->model->weights.owned_bytes + run->model->weights.mapped_bytes) / 1e6);
+}
+
+static px_status open_buffers(px_run *run, px_error *err) {
+  const px_train_options *o = &run->options;
+  px_batch_extent x = px_batches_walk(&run->batches, run->state.cursor, (uint64_t)(o->steps - run->state.step) * (uint64_t)o->accumulate);
+  px_plan_request request = {.dtype = run->model->dtype, .tokens = x.most_tokens, .seqs = x.most_rows, .labels = x.most_labels,
+                             .positions = run->tune->tokens + (int64_t)run->train.longest, .segment_rows = run->tune->tokens,
+                             .logit_rows = x.most_labels < TRAIN_LOGIT_ROWS ? x.most_labels : TRAIN_LOGIT_ROWS, .backward = true};
+  if (request.tokens == 0) return PX_OK; /* nothing left to do */
+  PX_TRY(px_buffers_open(px_model_config(run->model), run->be, &request, &run->buffers, err));
+  log_plan(run);
+  return o->valid ? px_evaluator_open(run->model, run->be, &run->valid, run->tune->tokens, &run->evaluator, err) : PX_OK;
+}
+
+static void report(const px_run *run, px_progress *p) {
+  p->step = run->state.step;
+  p->steps = run->options.steps;
+  p->best_valid_loss = run->state.best_valid_loss;
+  p->seconds = run->seconds + px_clock() - run->started;
+  p->peak_bytes = px_peak_bytes();
+  if (run->calls->progress) run->calls->progress(run->calls->user, p);
+}
+
+static px_status validate(px_run *run, double *loss, px_error *err) {
+  px_eval_result result;
+  px_tune_begin_step(run->tune, 0, 0, false);
+  PX_TRY(px_evaluator_run(run->evaluator, &run->tune->hooks, run->tune->tokens, NULL, &result, err));
+  *loss = result.loss;
+  return PX_OK;
+}
+
+/* Validation after an update: keeps the best adapter, counts towards patience. */
+static px_status validate_and_keep(px_run *run, double *loss, px_error *err) {
+  px_run_state *s = &run->state;
+  PX_TRY(validate(run, loss, err));
+  s->last_valid_loss = *loss;
+  bool better = isfinite(*loss) && (isnan(s->best_valid_loss) || *loss < s->best_valid_loss);
+  if (!better) {
+    s->evals_without_better++;
+    s->early_stopped = run->options.patience > 0 && s->evals_without_better >= run->options.patience;
+    return PX_OK;
+  }
+  s->best_valid_loss = *loss;
+  s->best_step = s->step;
+  s->evals_without_better = 0;
+  return px_run_save_adapter(run, run->options.out, err);
+}
+
+/* One update. On PX_NOT_FINITE nothing was changed. */
+static px_status do_step(px_run *run, px_progress *p, px_error *err) {
+  const px_train_options *o = &run->options;
+  px_run_state *s = &run->state;
+  double start = px_clock();
+  px_cursor cursor = s->cursor;
+  px_batch_extent extent = px_batches_walk(&run->batches, cursor, (uint64_t)o->accumulate);
+  px_group group = {.tokens = extent.labels, .step = s->step, .lr = (float)px_run_lr(run, s->step), .clip = (float)(o->clip > 0 ? o->clip : 0)};
+  px_stack stack = {.be = run->be, .config = px_model_config(run->model), .weights = &run->model->weights, .hooks = &run->tune->hooks,
+                    .buffers = &run->buffers};
+  px_backend_write(run->be, run->group, &group, sizeof group);
+  px_tune_zero_grads(run->tune);
+  px_tune_begin_step(run->tune, o->seed, (uint32_t)s->step, true);
+  for (int i = 0; i < o->accumulate; i++) {
+    PX_TRY(px_batches_next(&run->batches, &cursor, run->tune->tokens, 0, err));
+    if (run->batches.batch.labels == 0) continue;
+    PX_TRY(px_stack_begin(&stack, &run->batches.batch, err));
+    px_stack_fwd(&stack);
+    px_head_fwd(&stack);
+    px_head_loss(&stack, run->group, true);
+    px_stack_bwd(&stack);
+  }
+  px_tune_end_step(run->tune, o->seed, (uint32_t)s->step);
+  px_op_sum_sq(run->be, &(px_sum_sq_args){.tensors = run->tune->list, .tensor_count = run->tune->param_count, .groups = run->group, .group_count = 1});
+  px_op_adamw(run->be, &(px_adamw_args){.tensors = run->tune->list, .tensor_count = run->tune->param_count, .groups = run->group,
+                                        .group_count = 1, .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .eps = (float)o->eps});
+  px_backend_read(run->be, &group, run->group, sizeof group);
+  PX_TRY(px_backend_status(run->be, err));
+  if (group.skipped && extent.labels)
+    return px_fail(err, PX_NOT_FINITE, "step %lld: the %s is not finite; no tensor was changed. Try a smaller --lr, more --warmup, or --dtype f32",
+                   (long long)s->step + 1, isfinite(group.loss_sum) ? "gradient norm" : "loss");
+  double seconds = px_clock() - start;
+  s->step++;
+  s->cursor = cursor;
+  s->tokens_seen += extent.tokens;
+  s->last_loss = extent.labels ? group.loss_sum / (double)extent.labels : NAN;
+  run->tokens_here += extent.tokens;
+  *p = (px_progress){.loss = s->last_loss, .lr = (double)group.lr, .grad_norm = (double)group.grad_norm, .tokens = extent.tokens,
+                     .tokens_per_s = (double)extent.tokens / seconds, .valid_loss = NAN};
+  return PX_OK;
+}
+
+static px_status end_of_step(px_run *run, px_progress *p, px_error *err) {
+  const px_train_options *o = &run->options;
+  px_run_state *s = &run->state;
+  bool last = s->step == o->steps;
+  if (run->evaluator && o->eval_every > 0 && (last || s->step % o->eval_every == 0)) PX_TRY(validate_and_keep(run, &p->valid_loss, err));
+  double elapsed = px_clock() - run->started;
+  p->eta_seconds = run->tokens_here > 0 ? elapsed * (double)(o->steps - s->step) / (double)(s->step - p->step) : 0;
+  px_metrics_line line = {.step = s->step, .tokens = p->tokens, .loss = p->loss, .lr = p->lr, .grad_norm = p->grad_norm,
+                          .tokens_per_s = p->tokens_per_s, .seconds = elapsed, .valid_loss = p->valid_loss, .peak_bytes = px_peak_bytes()};
+  PX_TRY(px_metrics_write(run, &line, err));
+  report(run, p);
+  if (last || s->early_stopped || (o->save_every > 0 && s->step % o->save_every == 0)) return px_run_save(run, err);
+  return PX_OK;
+}
+
+static px_status run_steps(px_run *run, px_error *err) {
+  const px_train_options *o = &run->options;
+  px_run_state *s = &run->state;
+  const int64_t first = s->step;
+  run->started = px_clock();
+  if (run->evaluator && s->step == 0 && o->eval_every > 0) {
+    px_progress p = {.loss = NAN, .lr = 0, .grad_norm = NAN};
+    PX_TRY(validate(run, &s->first_valid_loss, err));
+    p.valid_loss = s->first_valid_loss;
+    report(run, &p);
+  }
+  while (s->step < o->steps && !s->early_stopped) {
+    px_progress p;
+    px_status status = do_step(run, &p, err);
+    if (status == PX_NOT_FINITE) {
+      px_error ignored;
+      px_run_save(run, &ignored); /* the state before the bad step */
+    }
+    PX_TRY(status);
+    p.step = first; /* where this process began: for the ETA */
+    PX_TRY(end_of_step(run, &p, err));
+    bool cancelled = run->calls->cancelled && run->calls->cancelled(run->calls->user);
+    bool stop = (o->stop_after > 0 && s->step >= o->stop_after) || (o->max_seconds > 0 && px_clock() - run->started >= o->max_seconds);
+    if ((cancelled || stop) && s->step < o->steps) {
+      PX_TRY(px_run_save(run, err));
+      if (cancelled) return px_fail(err, PX_CANCELLED, "stopped after step %lld of %lld; the state is saved", (long long)s->step, (long long)o->steps);
+      break;
+    }
+  }
+  return PX_OK;
+}
+
+static void close_run(px_run *run) {
+  if (run->metrics_fd >= 0) close(run->metrics_fd);
+  px_evaluator_close(run->evaluator);
+  px_batches_close(&run->batches);
+  px_rows_free(&run->train);
+  px_rows_free(&run->valid);
+  if (run->be) {
+    px_buffers_close(&run->buffers, run->be);
+    px_backend_free(run->be, run->group);
+  }
+  px_tune_close(run->tune);
+  px_tune_spec_free(&run->spec);
+  px_backend_close(run->be);
+  px_arena_free(&run->arena);
+}
+
+static void fill_result(const px_run *run, px_train_result *r) {
+  const px_run_state *s = &run->state;
+  double seconds = run->started > 0 ? px_clock() - run->started : 0;
+  *r = (px_train_result){.step = s->step, .steps = run->options.steps, .first_valid_loss = s->first_valid_loss,
+                         .best_valid_loss = s->best_valid_loss, .last_valid_loss = s->last_valid_loss, .last_loss = s->last_loss,
+                         .best_step = s->best_step, .seconds = seconds, .tokens_per_s = seconds > 0 ? (double)run->tokens_here / seconds : 0,
+                         .peak_bytes = px_peak_bytes(), .finished = s->step >= run->options.steps || s->early_stopped,
+                         .early_stopped = s->early_stopped};
+}
+
+static const px_train_callbacks silent = {0};
+
+px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_train_options *options, const px_train_callbacks *calls,
+                       px_train_result *result, px_error *err) {
+  px_run run = {.model = model, .tok = tok, .options = *options, .calls = calls ? calls : &silent, .metrics_fd = -1};
+  *result = (px_train_result){0};
+  px_train_options *o = &run.options;
+  fill_defaults(o);
+  px_status status = check_options(o, err);
+  if (status == PX_OK) status = prepare_folder(o, err);
+  o->model_path = absolute(&run, o->model_path);
+  o->data = absolute(&run, o->data);
+  o->valid = absolute(&run, o->valid);
+  if (status == PX_OK) status = set_up(&run, err);
+  if (status == PX_OK && model->weights.mapped_bytes) status = px_source_verify((px_source *)&model->source, err);
+  if (status == PX_OK) status = px_run_write_json(&run, err);
+  if (status == PX_OK) status = open_buffers(&run, err);
+  if (status == PX_OK) status = px_metrics_open(&run, err);
+  if (status == PX_OK) status = run_steps(&run, err);
+  fill_result(&run, result);
+  close_run(&run);
+  return status;
+}
+
+px_status px_train_read_run(const char *dir, px_arena *arena, px_train_options *options, int *dtype, int *threads, px_error *err) {
+  px_run_record record;
+  PX_TRY(px_run_read_json(dir, arena, &record, err));
+  *options = record.options;
+  *dtype = record.dtype;
+  *threads = record.threads;
+  return PX_OK;
+}
+
+/* Same weights, same data; another binary or processor goes on, but says that bits may differ. */
+static px_status check_record(px_run *run, const px_run_record *r, px_error *err) {
+  const px_train_options *o = &run->options;
+  if (strcmp(r->base, run->model->fingerprint.base) != 0)
+    return px_fail(err, PX_MISMATCH, "%s holds other weights than the ones that %s began with", o->model_path, o->out);
+  if (strcmp(r->data_digest, run->train.digest) != 0)
+    return px_fail(err, PX_MISMATCH, "%s has changed since %s began (its digest differs): an exact resume needs the same data", o->data, o->out);
+  if (o->valid && (!r->valid_digest || strcmp(r->valid_digest, run->valid.digest) != 0))
+    return px_fail(err, PX_MISMATCH, "%s has changed since %s began (its digest differs): an exact resume needs the same data", o->valid, o->out);
+  if (strcmp(r->version, PX_VERSION) != 0 || strcmp(r->products, run->be->products) != 0 || r->threads != run->be->threads ||
+      r->dtype != (int)run->model->dtype)
+    px_log_message(&run->calls->log, PX_LOG_WARN, "not bit-exact: the run began with pfx %s, %s, %d threads, %s; this is pfx %s, %s, %d threads, %s",
+                   r->version, r->products, r->threads, px_dtype_name((px_dtype)r->dtype), PX_VERSION, run->be->products, run->be->threads,
+                   px_dtype_name(run->model->dtype));
+  return PX_OK;
+}
+
+/* What may be given again. A longer run is a new schedule. */
+static void apply_changes(px_run *run, const px_resume_changes *c) {
+  px_train_options *o = &run->options;
+  if (c->steps > 0 || c->epochs > 0) {
+    int64_t old = o->steps;
+    o->steps = c->steps;
+    o->epochs = c->epochs;
+    px_log_message(&run->calls->log, PX_LOG_WARN, "the run's length is given again (it was %lld steps): the learning rate follows a new schedule from here",
+                   (long long)old);
+  }
+  if (c->eval_every) o->eval_every = c->eval_every;
+  if (c->save_every) o->save_every = c->save_every;
+  if (c->patience) o->patience = c->patience;
+  o->stop_after = c->stop_after;
+  o->max_seconds = c->max_seconds;
+}
+
+px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const char *dir, const px_resume_changes *changes,
+                          const px_train_callbacks *calls, px_train_result *result, px_error *err) {
+  px_run run = {.model = model, .tok = tok, .calls = calls ? calls : &silent, .metrics_fd = -1};
+  *result = (px_train_result){0};
+  px_run_record record;
+  bool found = false;
+  px_status status = px_run_read_json(dir, &run.arena, &record, err);
+  if (status == PX_OK) {
+    run.options = record.options;
+    run.options.out = dir; /* the folder may have moved */
+    if (changes) apply_changes(&run, changes);
+    status = set_up(&run, err);
+  }
+  if (status == PX_OK) status = check_record(&run, &record, err);
+  if (status == PX_OK) status = px_run_load(&run, &found, err);
+  if (status == PX_OK && changes && (changes->steps > 0 || changes->epochs > 0)) {
+    run.state.early_stopped = false;
+    status = px_run_write_json(&run, err);
+  }
+  if (status == PX_OK) status = open_buffers(&run, err);
+  if (status == PX_OK) status = px_metrics_open(&run, err);
+  if (status == PX_OK) {
+    px_log_message(&run.calls->log, PX_LOG_INFO, found ? "going on from step %lld of %lld" : "no checkpoint yet: beginning at step %lld of %lld",
+                   (long long)run.state.step, (long long)run.options.steps);
+    status = run_steps(&run, err);
+    /* A run killed between its last state and its adapters gets them now. */
+    if (status == PX_OK && run.state.step >= run.options.steps) status = px_run_save(&run, err);
+  }
+  fill_result(&run, result);
+  close_run(&run);
+  return status;
+}
