@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: MIT
+ * The CPU backend: every slot is the operation's own _cpu.c but the product, which is a library's. */
+#include <omp.h>
+#include <stdlib.h>
+
+#include "backend/backend.h"
+#include "backend/gemm_product.h"
+
+#define DIRECT(slot, args) \
+  static int slot(px_backend *be, const args *a) { (void)be; return px_##slot##_cpu(a); }
+DIRECT(embed_fwd, px_embed_fwd_args)
+DIRECT(embed_bwd, px_embed_bwd_args)
+DIRECT(norm_fwd, px_norm_fwd_args)
+DIRECT(norm_bwd, px_norm_bwd_args)
+DIRECT(col_sum, px_col_sum_args)
+DIRECT(rope, px_rope_args)
+DIRECT(attn_fwd, px_attn_fwd_args)
+DIRECT(attn_bwd, px_attn_bwd_args)
+DIRECT(attn_decode, px_attn_decode_args)
+DIRECT(act_fwd, px_act_fwd_args)
+DIRECT(act_bwd, px_act_bwd_args)
+DIRECT(add, px_add_args)
+DIRECT(scale, px_scale_args)
+DIRECT(dropout, px_dropout_args)
+DIRECT(gather_rows, px_rows_args)
+DIRECT(scatter_rows, px_rows_args)
+DIRECT(loss, px_loss_args)
+DIRECT(adamw, px_adamw_args)
+DIRECT(sum_sq, px_sum_sq_args)
+DIRECT(cast, px_cast_args)
+DIRECT(dequant, px_dequant_args)
+DIRECT(kv_write, px_kv_write_args)
+DIRECT(sample, px_sample_args)
+#undef DIRECT
+
+static int lora_by_id(px_backend *be, const px_lora_args *a) {
+  (void)be;
+  return px_lora_cpu(a);
+}
+
+static int gemm(px_backend *be, const px_gemm_args *a) { return px_product_gemm(be->own, a); }
+
+static void cpu_close(px_backend *be) {
+  px_product_close(be->own);
+  free(be);
+}
+static void *cpu_alloc(px_backend *be, size_t bytes) {
+  (void)be;
+  return bytes > SIZE_MAX - 64 ? NULL : aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+}
+static void cpu_free(px_backend *be, void *p) {
+  (void)be;
+  free(p);
+}
+static int cpu_move(px_backend *be, void *dst, const void *src, size_t bytes) {
+  (void)be;
+  if (bytes) memmove(dst, src, bytes);
+  return 0;
+}
+static int cpu_zero(px_backend *be, void *dst, size_t bytes) {
+  (void)be;
+  if (bytes) memset(dst, 0, bytes);
+  return 0;
+}
+static int cpu_wait(px_backend *be) {
+  (void)be;
+  return 0;
+}
+static const char *cpu_error_text(px_backend *be, int code) {
+  (void)be;
+  (void)code;
+  return "the product library refused the operation";
+}
+
+static const px_backend_ops cpu_ops = {
+#define PX_SLOT(slot, args, check) .slot = slot,
+    PX_OPERATIONS(PX_SLOT)
+#undef PX_SLOT
+        .close = cpu_close, .alloc = cpu_alloc, .free = cpu_free, .write = cpu_move, .read = cpu_move, .copy = cpu_move,
+    .zero = cpu_zero,   .wait = cpu_wait,   .error_text = cpu_error_text,
+};
+
+px_status px_backend_open_cpu(const px_backend_options *options, px_backend **out, px_error *err) {
+  px_backend *be = calloc(1, sizeof *be);
+  if (!be) return px_fail(err, PX_NO_MEMORY, "no memory");
+  int threads = options->threads > 0 ? options->threads : omp_get_num_procs();
+  if (options->threads > 0) omp_set_num_threads(threads);
+  else threads = omp_get_max_threads();
+  *be = (px_backend){.ops = &cpu_ops, .name = "cpu", .host_visible = true, .threads = threads, .log = options->log, .profile = options->profile};
+  be->own = px_product_open(threads);
+  if (!be->own) {
+    free(be);
+    return px_fail(err, PX_NO_MEMORY, "no memory");
+  }
+  be->products = px_product_name(be->own);
+  be->computes_bf16 = px_product_has_bf16(be->own);
+  *out = be;
+  return PX_OK;
+}

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: MIT */
+#include "core/random.h"
+#include "kernels/elementwise.h"
+#include "kernels/math_cpu.h"
+
+static const char *check(px_dtype type, int64_t rows, int64_t dim, int64_t x_stride, int64_t y_stride, const void *x, const void *y) {
+  if (rows < 0 || dim < 0) return "rows or dim is negative";
+  if (px_check_type(type)) return "the type must be f32 or bf16";
+  if (x_stride < dim || y_stride < dim) return "a stride is shorter than its row";
+  return rows && dim && (!x || !y) ? "a pointer is missing" : NULL;
+}
+
+const char *px_add_check(const px_add_args *a) {
+  if (a->b_stride < a->dim || (a->rows && a->dim && !a->b)) return "b is missing or its stride is shorter than its row";
+  return check(a->dtype, a->rows, a->dim, a->a_stride, a->y_stride, a->a, a->y);
+}
+const char *px_scale_check(const px_scale_args *a) { return check(a->dtype, a->rows, a->dim, a->x_stride, a->y_stride, a->x, a->y); }
+const char *px_dropout_check(const px_dropout_args *a) {
+  if (!(a->p >= 0 && a->p < 1)) return "p must be in [0, 1)";
+  return check(a->dtype, a->rows, a->dim, a->x_stride, a->y_stride, a->x, a->y);
+}
+const char *px_cast_check(const px_cast_args *a) {
+  if (a->y_type > PX_BF16 || a->x_type > PX_BF16) return "the type must be f32, f16 or bf16";
+  return check(PX_F32, a->rows, a->dim, a->x_stride, a->y_stride, a->x, a->y);
+}
+const char *px_col_sum_check(const px_col_sum_args *a) { return check(a->dtype, a->rows, a->dim, a->x_stride, a->dim, a->x, a->out); }
+
+static const char *check_rows(const px_rows_args *a) {
+  if (a->all_rows < a->rows && a->all_rows < 0) return "all_rows is negative";
+  if (a->rows && !a->index) return "the index is missing";
+  return check(a->dtype, a->rows, a->dim, a->x_stride, a->y_stride, a->x, a->y);
+}
+const char *px_gather_rows_check(const px_rows_args *a) { return check_rows(a); }
+const char *px_scatter_rows_check(const px_rows_args *a) { return a->rows > a->all_rows ? "more rows than there are" : check_rows(a); }
+
+/* Pieces of all rows are the unit of work, so that one long row uses all threads too. */
+#define EACH_PIECE(a)                                                                       \
+  int64_t pieces = ((a)->dim + PX_PIECE - 1) / PX_PIECE;                                    \
+  _Pragma("omp parallel for schedule(static)") for (int64_t u = 0; u < (a)->rows * pieces; u++)
+
+#define PIECE(a)                                          \
+  int64_t t = u / pieces, from = u % pieces * PX_PIECE;   \
+  int64_t n = (a)->dim - from < PX_PIECE ? (a)->dim - from : PX_PIECE
+
+int px_add_cpu(const px_add_args *a) {
+  EACH_PIECE(a) {
+    PIECE(a);
+    float x[PX_PIECE], y[PX_PIECE];
+    px_load_row(a->a, a->dtype, t * a->a_stride + from, n, x);
+    px_load_row(a->b, a->dtype, t * a->b_stride + from, n, y);
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) x[i] += y[i];
+    px_store_row(a->y, a->dtype, t * a->y_stride + from, n, x);
+  }
+  return 0;
+}
+
+int px_scale_cpu(const px_scale_args *a) {
+  EACH_PIECE(a) {
+    PIECE(a);
+    float x[PX_PIECE];
+    const float *s = a->s ? a->s[a->id ? a->id[t] : 0] + from : NULL;
+    px_load_row(a->x, a->dtype, t * a->x_stride + from, n, x);
+    for (int64_t i = 0; i < n; i++) x[i] *= a->alpha * (s ? s[i] : 1.0f);
+    px_store_row(a->y, a->dtype, t * a->y_stride + from, n, x);
+  }
+  return 0;
+}
+
+int px_dropout_cpu(const px_dropout_args *a) {
+  float keep = 1.0f / (1.0f - a->p);
+  EACH_PIECE(a) {
+    PIECE(a);
+    float x[PX_PIECE];
+    px_load_row(a->x, a->dtype, t * a->x_stride + from, n, x);
+    for (int64_t i = 0; i < n; i++) {
+      uint64_t index = a->index0 + (uint64_t)(t * a->dim + from + i);
+      x[i] = px_uniform(px_philox(a->seed, a->stream, a->step, index).v[0]) >= a->p ? x[i] * keep : 0.0f;
+    }
+    px_store_row(a->y, a->dtype, t * a->y_stride + from, n, x);
+  }
+  return 0;
+}
+
+int px_cast_cpu(const px_cast_args *a) {
+  EACH_PIECE(a) {
+    PIECE(a);
+    float x[PX_PIECE];
+    px_load_row(a->x, a->x_type, t * a->x_stride + from, n, x);
+    px_store_row(a->y, a->y_type, t * a->y_stride + from, n, x);
+  }
+  return 0;
+}
+
+int px_col_sum_cpu(const px_col_sum_args *a) {
+  enum { COLUMNS = 64 };
+#pragma omp parallel for schedule(static)
+  for (int64_t from = 0; from < a->dim; from += COLUMNS) {
+    int64_t n = a->dim - from < COLUMNS ? a->dim - from : COLUMNS;
+    float x[COLUMNS], sum[COLUMNS] = {0};
+    for (int64_t t = 0; t < a->rows; t++) {
+      px_load_row(a->x, a->dtype, t * a->x_stride + from, n, x);
+      for (int64_t i = 0; i < n; i++) sum[i] += x[i];
+    }
+    for (int64_t i = 0; i < n; i++) a->out[from + i] += sum[i];
+  }
+  return 0;
+}
+
+int px_gather_rows_cpu(const px_rows_args *a) {
+  size_t e = px_dtype_bytes(a->dtype, 1);
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < a->rows; i++)
+    memcpy((char *)a->y + (size_t)(i * a->y_stride) * e, (const char *)a->x + (size_t)(a->index[i] * a->x_stride) * e, (size_t)a->dim * e);
+  return 0;
+}
+
+int px_scatter_rows_cpu(const px_rows_args *a) {
+  size_t e = px_dtype_bytes(a->dtype, 1);
+#pragma omp parallel
+  {
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < a->all_rows; t++) memset((char *)a->y + (size_t)(t * a->y_stride) * e, 0, (size_t)a->dim * e);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < a->rows; i++)
+      memcpy((char *)a->y + (size_t)(a->index[i] * a->y_stride) * e, (const char *)a->x + (size_t)(i * a->x_stride) * e, (size_t)a->dim * e);
+  }
+  return 0;
+}

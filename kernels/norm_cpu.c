@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/math_cpu.h"
+#include "kernels/norm.h"
+
+
+const char *px_norm_fwd_check(const px_norm_fwd_args *a) {
+  if (a->rows < 0 || a->heads < 1 || a->dim < 1) return "rows, heads or dim is out of range";
+  if (px_check_type(a->dtype)) return "the type must be f32 or bf16";
+  if (a->weight_type != PX_F32 && a->weight_type != a->dtype) return "weights must be f32 or of the rows' type";
+  if (!a->residual != !a->sum) return "residual and sum go together";
+  if (a->rows && (!a->x || !a->y || !a->weight)) return "a pointer is missing";
+  if (a->x_stride < (int64_t)a->heads * a->dim || a->y_stride < (int64_t)a->heads * a->dim) return "a stride is shorter than its row";
+  return NULL;
+}
+
+const char *px_norm_bwd_check(const px_norm_bwd_args *a) {
+  if (a->rows < 0 || a->heads < 1 || a->dim < 1) return "rows, heads or dim is out of range";
+  if (px_check_type(a->dtype)) return "the type must be f32 or bf16";
+  if (a->weight_type != PX_F32 && a->weight_type != a->dtype) return "weights must be f32 or of the rows' type";
+  if (a->rows && (!a->x || !a->dy || !a->weight || !a->rstd)) return "a pointer is missing";
+  if (a->rows && a->kind == PX_NORM_LAYER && !a->mean) return "layer norm needs the means";
+  int64_t row = (int64_t)a->heads * a->dim;
+  if (a->x_stride < row || a->dy_stride < row || (a->dx && a->dx_stride < row)) return "a stride is shorter than its row";
+  return NULL;
+}
+
+static void fwd_row(const px_norm_fwd_args *a, int64_t t, int64_t h) {
+  int64_t at = t * a->x_stride + h * a->dim, to = t * a->y_stride + h * a->dim;
+  float u[PX_PIECE], w[PX_PIECE], sum = 0, squares = 0;
+  for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
+    int64_t n = a->dim - from < PX_PIECE ? a->dim - from : PX_PIECE;
+    px_load_row(a->x, a->dtype, at + from, n, u);
+    if (a->residual) {
+      px_load_row(a->residual, a->dtype, at + from, n, w);
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) u[i] += w[i];
+      px_store_row(a->sum, a->dtype, at + from, n, u);
+      px_load_row(a->sum, a->dtype, at + from, n, u);
+    }
+#pragma omp simd reduction(+ : sum, squares)
+    for (int64_t i = 0; i < n; i++) {
+      sum += u[i];
+      squares += u[i] * u[i];
+    }
+  }
+  const void *source = a->residual ? a->sum : a->x;
+  float mean = 0, var = squares / (float)a->dim;
+  if (a->kind == PX_NORM_LAYER) { /* a second pass: E[u^2] - E[u]^2 cancels */
+    mean = sum / (float)a->dim;
+    float spread = 0;
+    for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
+      int64_t n = a->dim - from < PX_PIECE ? a->dim - from : PX_PIECE;
+      px_load_row(source, a->dtype, at + from, n, u);
+#pragma omp simd reduction(+ : spread)
+      for (int64_t i = 0; i < n; i++) spread += (u[i] - mean) * (u[i] - mean);
+    }
+    var = spread / (float)a->dim;
+  }
+  float rstd = 1.0f / sqrtf(var + a->eps);
+  for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
+    int64_t n = a->dim - from < PX_PIECE ? a->dim - from : PX_PIECE;
+    px_load_row(source, a->dtype, at + from, n, u);
+    px_load_row(a->weight, a->weight_type, from, n, w);
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) u[i] = (u[i] - mean) * rstd * w[i];
+    if (a->bias) {
+      px_load_row(a->bias, a->weight_type, from, n, w);
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) u[i] += w[i];
+    }
+    px_store_row(a->y, a->dtype, to + from, n, u);
+  }
+  if (a->rstd) a->rstd[t * a->heads + h] = rstd;
+  if (a->mean) a->mean[t * a->heads + h] = mean;
+}
+
+int px_norm_fwd_cpu(const px_norm_fwd_args *a) {
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < a->rows * a->heads; r++) fwd_row(a, r / a->heads, r % a->heads);
+  return 0;
+}
+
+static void bwd_row(const px_norm_bwd_args *a, int64_t t, int64_t h) {
+  int64_t at = t * a->x_stride + h * a->dim, dy_at = t * a->dy_stride + h * a->dim, dx_at = t * a->dx_stride + h * a->dim;
+  float rstd = a->rstd[t * a->heads + h], mean = a->kind == PX_NORM_LAYER ? a->mean[t * a->heads + h] : 0;
+  float g[PX_PIECE], x[PX_PIECE], w[PX_PIECE], sum_g = 0, sum_gn = 0;
+  for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
+    int64_t n = a->dim - from < PX_PIECE ? a->dim - from : PX_PIECE;
+    px_load_row(a->dy, a->dtype, dy_at + from, n, g);
+    px_load_row(a->x, a->dtype, at + from, n, x);
+    px_load_row(a->weight, a->weight_type, from, n, w);
+#pragma omp simd reduction(+ : sum_g, sum_gn)
+    for (int64_t i = 0; i < n; i++) {
+      float gw = g[i] * w[i];
+      sum_g += gw;
+      sum_gn += gw * ((x[i] - mean) * rstd);
+    }
+  }
+  float c_g = a->kind == PX_NORM_LAYER ? sum_g / (float)a->dim : 0, c_n = sum_gn / (float)a->dim;
+  for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
+    int64_t n = a->dim - from < PX_PIECE ? a->dim - from : PX_PIECE;
+    px_load_row(a->dy, a->dtype, dy_at + from, n, g);
+    px_load_row(a->x, a->dtype, at + from, n, x);
+    px_load_row(a->weight, a->weight_type, from, n, w);
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) g[i] = rstd * (g[i] * w[i] - c_g - (x[i] - mean) * rstd * c_n);
+    if (a->dresidual) {
+      px_load_row(a->dresidual, a->dtype, dx_at + from, n, w);
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) g[i] += w[i];
+    }
+    px_store_row(a->dx, a->dtype, dx_at + from, n, g);
+  }
+}
+
+/* dw and db of columns [from, from + n): all rows in order. */
+static void weight_columns(const px_norm_bwd_args *a, int64_t from, int64_t n) {
+  float dw[PX_PIECE] = {0}, db[PX_PIECE] = {0}, g[PX_PIECE], x[PX_PIECE];
+  for (int64_t r = 0; r < a->rows * a->heads; r++) {
+    int64_t t = r / a->heads, h = r % a->heads;
+    float rstd = a->rstd[r], mean = a->kind == PX_NORM_LAYER ? a->mean[r] : 0;
+    px_load_row(a->dy, a->dtype, t * a->dy_stride + h * a->dim + from, n, g);
+    px_load_row(a->x, a->dtype, t * a->x_stride + h * a->dim + from, n, x);
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+      dw[i] += g[i] * ((x[i] - mean) * rstd);
+      db[i] += g[i];
+    }
+  }
+  for (int64_t i = 0; a->dw && i < n; i++) a->dw[from + i] += dw[i];
+  for (int64_t i = 0; a->db && i < n; i++) a->db[from + i] += db[i];
+}
+
+int px_norm_bwd_cpu(const px_norm_bwd_args *a) {
+  if (a->dw || a->db) { /* before dx, which may take the place of dy */
+    enum { COLUMNS = 64 };
+#pragma omp parallel for schedule(static)
+    for (int64_t from = 0; from < a->dim; from += COLUMNS) weight_columns(a, from, a->dim - from < COLUMNS ? a->dim - from : COLUMNS);
+  }
+  if (!a->dx) return 0;
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < a->rows * a->heads; r++) bwd_row(a, r / a->heads, r % a->heads);
+  return 0;
+}
