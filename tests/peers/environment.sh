@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # Prints the path of a Python that has torch, transformers, peft, sacrebleu and rouge-score in the pinned versions:
-# PFX_PEERS_PYTHON where it is set, else an environment of its own below the cache folder, made on the first call
-# (several GB when the package index has no CPU build of torch).
+# PFX_PEERS_PYTHON where it is set, else an environment of its own below the cache folder, made on the first call by pip
+# from the package index that it is set up for (several GB, unless PIP_EXTRA_INDEX_URL or such offers a CPU build of torch).
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 pins=$here/../golden/requirements.txt
@@ -15,9 +15,6 @@ if ! [ -f "$folder/ready" ] || ! cmp -s "$folder/ready" "$pins"; then
   echo "pfx: making a Python environment with torch and peft in $folder" >&2
   rm -rf "$folder"
   python3 -m venv "$folder"
-  torch=$(grep '^torch==' "$pins")
-  "$folder/bin/pip" install -q --index-url https://download.pytorch.org/whl/cpu "$torch" >&2 2>/dev/null ||
-    "$folder/bin/pip" install -q "$torch" >&2
   "$folder/bin/pip" install -q -r "$pins" >&2
   cp "$pins" "$folder/ready"
 fi
