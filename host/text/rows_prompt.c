@@ -9,62 +9,104 @@
 
 /* --- chat pieces -> ids --- */
 
-/* Text from here on is encoded as if it stood alone: added tokens are cut out before anything else happens. */
-static bool starts_with_special(const px_tokenizer *tok, const px_chat_piece *piece) {
-  const px_tokenizer_info *info = px_tokenizer_info_get(tok);
-  const char *marks[] = {"<|im_start|>", "<|start_header_id|>",
-                         info->bos >= 0 ? px_tokenizer_token(tok, info->bos) : NULL};
-  for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++) {
-    size_t bytes = marks[i] ? strlen(marks[i]) : 0;
-    if (bytes == 0 || piece->bytes < bytes || memcmp(piece->text, marks[i], bytes) != 0) continue;
-    int32_t id = px_tokenizer_id(tok, marks[i]);
-    if (id >= 0 && px_tokenizer_is_special(tok, id)) return true;
-  }
-  return false;
-}
+typedef struct chat_text {
+  const px_tokenizer *tok;
+  const px_chat_piece *pieces;
+  size_t count;
+  px_buf text; /* joined */
+  px_ids *ids; /* of the joined text, from `first` on */
+  size_t first;
+  uint8_t *scores; /* [ids->len] */
+  px_ids *part;    /* scratch */
+} chat_text;
 
-/* How many tokens of ids[from, len) lie wholly inside the first `bytes` bytes of the segment's text: those that the
- * beginning alone is encoded to as well. A token across the border belongs to what follows. */
-static px_status tokens_before(const px_tokenizer *tok, const char *text, size_t bytes, const px_ids *ids, size_t from,
-                               px_ids *part, size_t *count, px_error *err) {
-  part->len = 0;
-  *count = 0;
-  PX_TRY(px_tokenizer_encode(tok, text, bytes, 0, part, err));
-  size_t n = ids->len - from;
-  while (*count < n && *count < part->len && part->data[*count] == ids->data[from + *count]) ++*count;
+/* Encodes text[at, end) alone and counts how many of its ids stand at ids[from, ...): where text[at, end) begins there,
+ * the tokens that lie wholly inside it. A token across its end belongs to what follows. */
+static px_status count_common(const chat_text *c, size_t at, size_t end, int flags, size_t from, size_t *common,
+                              px_error *err) {
+  c->part->len = 0;
+  *common = 0;
+  PX_TRY(px_tokenizer_encode(c->tok, c->text.data + at, end - at, flags, c->part, err));
+  size_t n = c->ids->len - from;
+  while (*common < n && *common < c->part->len && c->part->data[*common] == c->ids->data[from + *common]) ++*common;
   return PX_OK;
 }
 
-static px_status encode_segment(const px_tokenizer *tok, const px_chat_piece *pieces, size_t count, px_buf *text,
-                                px_ids *ids, uint8_t **scores, size_t *score_cap, px_ids *part, px_error *err) {
-  size_t from = ids->len;
-  text->len = 0;
-  for (size_t i = 0; i < count; i++) px_buf_append(text, pieces[i].text, pieces[i].bytes);
-  if (text->failed) return px_fail(err, PX_NO_MEMORY, "no memory for a conversation");
-  PX_TRY(px_tokenizer_encode(tok, text->data, text->len, 0, ids, err));
-  if (!scores) return PX_OK;
-  if (px_reserve(scores, score_cap, ids->len, 1) != 0)
+/* The tokens of an assistant piece text[middle, end), which end at ids[stop), score. They are the piece's own ids, or,
+ * where its first bytes share a token with what stands before, all that the text before it does not account for. */
+static px_status mark_piece(const chat_text *c, size_t at, size_t middle, size_t end, int flags, size_t from,
+                            size_t stop, px_error *err) {
+  c->part->len = 0;
+  PX_TRY(px_tokenizer_encode(c->tok, c->text.data + middle, end - middle, PX_ENCODE_NO_DUMMY_SPACE, c->part, err));
+  size_t n = c->part->len, begin = from;
+  if (n <= stop - from && (n == 0 || memcmp(c->part->data, c->ids->data + stop - n, n * sizeof *c->part->data) == 0)) {
+    begin = stop - n;
+  } else {
+    PX_TRY(count_common(c, at, middle, flags, from, &n, err));
+    begin = from + n;
+  }
+  if (begin < stop) memset(c->scores + begin, 1, stop - begin);
+  return PX_OK;
+}
+
+/* Turn by turn, in time linear in the text: a turn is what stands up to the end of an assistant piece. That end is an
+ * end token as a rule, so that the next turn's ids are those of its text alone; *aligned is false where they are not.
+ */
+static px_status mark_by_turn(const chat_text *c, bool *aligned, px_error *err) {
+  size_t from = c->first, at = 0;
+  *aligned = false;
+  for (size_t i = 0; i < c->count;) {
+    size_t middle = at, end, common;
+    while (i < c->count && !c->pieces[i].assistant) middle += c->pieces[i++].bytes;
+    end = middle + (i < c->count ? c->pieces[i].bytes : 0);
+    int flags = 0;
+    PX_TRY(count_common(c, at, end, flags, from, &common, err));
+    if (common < c->part->len && at > 0) { /* some tokenizers put a space in front of the first turn only */
+      flags = PX_ENCODE_NO_DUMMY_SPACE;
+      PX_TRY(count_common(c, at, end, flags, from, &common, err));
+    }
+    if (common < c->part->len) return PX_OK;
+    if (i < c->count) PX_TRY(mark_piece(c, at, middle, end, flags, from, from + common, err));
+    i++;
+    from += common;
+    at = end;
+  }
+  *aligned = from == c->ids->len;
+  return PX_OK;
+}
+
+/* For any tokenizer, but in time that grows with turns times text: each border against the text from the start. */
+static px_status mark_by_prefix(const chat_text *c, px_error *err) {
+  memset(c->scores + c->first, 0, c->ids->len - c->first);
+  for (size_t i = 0, at = 0; i < c->count; at += c->pieces[i++].bytes) {
+    if (!c->pieces[i].assistant) continue;
+    size_t end = at + c->pieces[i].bytes, tokens;
+    PX_TRY(count_common(c, 0, end, 0, c->first, &tokens, err));
+    PX_TRY(mark_piece(c, 0, at, end, 0, c->first, c->first + tokens, err));
+  }
+  return PX_OK;
+}
+
+static px_status encode_chat(chat_text *c, uint8_t **scores, size_t *score_cap, px_error *err) {
+  for (size_t i = 0; i < c->count; i++) px_buf_append(&c->text, c->pieces[i].text, c->pieces[i].bytes);
+  if (c->text.failed) return px_fail(err, PX_NO_MEMORY, "no memory for a conversation");
+  if (c->text.len == 0) return PX_OK;
+  PX_TRY(px_tokenizer_encode(c->tok, c->text.data, c->text.len, 0, c->ids, err));
+  if (!scores || c->ids->len == c->first) return PX_OK;
+  if (px_reserve(scores, score_cap, c->ids->len, 1) != 0)
     return px_fail(err, PX_NO_MEMORY, "no memory for a conversation");
-  memset(*scores + from, 0, ids->len - from);
-  for (size_t i = 0, at = 0; i < count; at += pieces[i++].bytes) {
-    if (!pieces[i].assistant) continue;
-    size_t first, end = ids->len - from;
-    PX_TRY(tokens_before(tok, text->data, at, ids, from, part, &first, err));
-    if (i + 1 < count) PX_TRY(tokens_before(tok, text->data, at + pieces[i].bytes, ids, from, part, &end, err));
-    if (end > first) memset(*scores + from + first, 1, end - first);
-  }
-  return PX_OK;
+  c->scores = *scores;
+  memset(c->scores + c->first, 0, c->ids->len - c->first);
+  bool aligned;
+  PX_TRY(mark_by_turn(c, &aligned, err));
+  return aligned ? PX_OK : mark_by_prefix(c, err);
 }
 
 px_status px_chat_encode(const px_tokenizer *tok, const px_chat_piece *pieces, size_t count, px_ids *ids,
                          uint8_t **scores, size_t *score_cap, px_ids *part, px_error *err) {
-  px_buf text = {0};
-  px_status status = PX_OK;
-  for (size_t i = 0, end; i < count && status == PX_OK; i = end) {
-    for (end = i + 1; end < count && !starts_with_special(tok, &pieces[end]); end++) continue;
-    status = encode_segment(tok, pieces + i, end - i, &text, ids, scores, score_cap, part, err);
-  }
-  px_buf_free(&text);
+  chat_text c = {.tok = tok, .pieces = pieces, .count = count, .ids = ids, .first = ids->len, .part = part};
+  px_status status = encode_chat(&c, scores, score_cap, err);
+  px_buf_free(&c.text);
   return status;
 }
 

@@ -113,37 +113,75 @@ static void equals_transformers(void **state) {
   json_decref(list);
 }
 
-/* All templates with a tokenizer that merges across words and one that puts a space in front of a text. */
+static bool has_token(const json_t *tokenizer, const char *token) {
+  const json_t *list = json_object_get(tokenizer, "added_tokens");
+  for (size_t i = 0; i < json_array_size(list); i++)
+    if (strcmp(json_string_value(json_object_get(json_array_get(list, i), "content")), token) == 0) return true;
+  return false;
+}
+
+/* Opens a tokenizer of tests/golden, with the begin and end tokens of a template where it has them. */
+static px_tokenizer *small_tokenizer(const char *name, const json_t *entry) {
+  char path[1000];
+  json_t *tokenizer;
+  px_buf bytes = {0};
+  const char *bos = json_string_value(json_object_get(entry, "bos")),
+             *eos = json_string_value(json_object_get(entry, "eos"));
+  snprintf(path, sizeof path, "%s/tests/golden/tokenizers/%s", TEST_SOURCE_DIR, name);
+  ASSERT_OK(px_json_read(path, &tokenizer, &err));
+  ASSERT_OK(px_json_dump(tokenizer, &bytes, &err));
+  snprintf(path, sizeof path, "%s/tokenizer.json", folder);
+  ASSERT_OK(px_file_write(path, bytes.data, bytes.len, &err));
+  bytes.len = 0;
+  if (has_token(tokenizer, bos) && has_token(tokenizer, eos))
+    px_buf_printf(&bytes, "{\"bos_token\": \"%s\", \"eos_token\": \"%s\"}", bos, eos);
+  else
+    px_buf_puts(&bytes, "{}");
+  snprintf(path, sizeof path, "%s/tokenizer_config.json", folder);
+  ASSERT_OK(px_file_write(path, bytes.data, bytes.len, &err));
+  px_buf_free(&bytes);
+  json_decref(tokenizer);
+  px_tokenizer *tok;
+  ASSERT_OK(px_tokenizer_open(folder, &tok, &err));
+  return tok;
+}
+
+static size_t check_all_ids(px_template t, const px_tokenizer *tok, const json_t *cases) {
+  size_t checked = 0;
+  for (size_t k = 0; k < json_array_size(cases); k++) {
+    px_arena arena = {0};
+    px_chat_piece *pieces;
+    size_t count;
+    px_buf text = {0};
+    if (render(t, tok, json_object_get(json_array_get(cases, k), "messages"), true, &arena, &pieces, &count) == PX_OK) {
+      join(pieces, count, &text);
+      check_ids(tok, pieces, count, &text);
+      checked++;
+    }
+    px_buf_free(&text);
+    px_arena_free(&arena);
+  }
+  return checked;
+}
+
+/* All templates with a tokenizer that merges across words, and two that put spaces in front of a text. */
 static void ids_of_pieces(void **state) {
   (void)state;
   static const char *const files[] = {"small_llama3.json", "small_spm.json", "small_metaspace.json"};
-  json_t *list = golden(), *entry, *test;
-  size_t i, k, checked = 0;
+  json_t *list = golden();
   for (size_t f = 0; f < 3; f++) {
-    px_tokenizer *tok;
-    char path[1000];
-    snprintf(path, sizeof path, "%s/tests/golden/tokenizers/%s", TEST_SOURCE_DIR, files[f]);
-    ASSERT_OK(px_tokenizer_open(path, &tok, &err));
-    json_array_foreach(list, i, entry) {
+    for (size_t i = 0; i < json_array_size(list); i++) {
+      const json_t *entry = json_array_get(list, i), *cases = json_object_get(entry, "cases");
       px_template t;
       ASSERT_OK(px_template_parse(json_string_value(json_object_get(entry, "template")), &t, &err));
-      json_array_foreach(json_object_get(entry, "cases"), k, test) {
-        px_arena arena = {0};
-        px_chat_piece *pieces;
-        size_t count;
-        px_buf text = {0};
-        if (render(t, tok, json_object_get(test, "messages"), true, &arena, &pieces, &count) == PX_OK) {
-          join(pieces, count, &text);
-          check_ids(tok, pieces, count, &text);
-          checked++;
-        }
-        px_buf_free(&text);
-        px_arena_free(&arena);
-      }
+      px_tokenizer *tok = small_tokenizer(files[f], entry);
+      size_t checked = check_all_ids(t, tok, cases);
+      const px_tokenizer_info *info = px_tokenizer_info_get(tok);
+      bool complete = info->bos >= 0 && info->eos >= 0;
+      if (complete || t == PX_TEMPLATE_CHATML || t == PX_TEMPLATE_SMOLLM2) assert_true(checked >= 6);
+      px_tokenizer_close(tok);
     }
-    px_tokenizer_close(tok);
   }
-  assert_true(checked > 50);
   json_decref(list);
 }
 
@@ -230,6 +268,36 @@ static px_tokenizer *smollm2(void) {
   return tok;
 }
 
+/* A template forced on a tokenizer that lacks its tokens: <|eot_id|><|start_header_id|> is ordinary text, whose tokens
+ * reach across the end of a turn, and how line ends before a turn are cut depends on what follows them. Such a token
+ * belongs to what follows. */
+static void borders_inside_tokens(void **state) {
+  (void)state;
+  px_tokenizer *tok = smollm2();
+  if (!tok) skip();
+  px_arena arena = {0};
+  px_chat_piece *pieces;
+  size_t count, cap = 0;
+  const px_chat_message messages[] = {
+      {"user", "Hi"}, {"assistant", "Hello there"}, {"user", "And"}, {"assistant", "Bye"}};
+  px_ids ids = {0}, part = {0};
+  px_buf text = {0};
+  uint8_t *scores = NULL;
+  ASSERT_OK(px_chat_render(PX_TEMPLATE_LLAMA3, tok, messages, 4, false, &arena, &pieces, &count, &err));
+  ASSERT_OK(px_chat_encode(tok, pieces, count, &ids, &scores, &cap, &part, &err));
+  for (size_t i = 0; i < ids.len; i++) {
+    if (scores[i]) ASSERT_OK(px_tokenizer_decode(tok, &ids.data[i], 1, false, &text, &err));
+    if (scores[i] && (i + 1 == ids.len || !scores[i + 1])) px_buf_puts(&text, "/");
+  }
+  assert_string_equal(text.data, "\n\nHello there<|eot_id|/Bye<|eot_id|>/");
+  free(scores);
+  px_ids_free(&ids);
+  px_ids_free(&part);
+  px_buf_free(&text);
+  px_arena_free(&arena);
+  px_tokenizer_close(tok);
+}
+
 /* The real model's own template is recognised; one byte more and it is not. */
 static void the_real_template(void **state) {
   (void)state;
@@ -260,9 +328,13 @@ static void the_real_template(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(equals_transformers), cmocka_unit_test(ids_of_pieces),
-      cmocka_unit_test(what_scores),         cmocka_unit_test(names),
-      cmocka_unit_test(detection),           cmocka_unit_test(the_real_template),
+      cmocka_unit_test(equals_transformers),
+      cmocka_unit_test(ids_of_pieces),
+      cmocka_unit_test(what_scores),
+      cmocka_unit_test(names),
+      cmocka_unit_test(detection),
+      cmocka_unit_test(the_real_template),
+      cmocka_unit_test(borders_inside_tokens),
   };
   return cmocka_run_group_tests(tests, set_up, tear_down);
 }
