@@ -11,9 +11,9 @@
 #include "text/split.h"
 
 enum {
-  MATCH_LIMIT = 10000000,
+  MATCH_LIMIT = 1000000,
   HEAP_LIMIT_KIB = 64 * 1024,
-  STACK_BYTES = 1 << 20,
+  STACK_BYTES = 1 << 25,
   STACK_START = 32 * 1024,
   MAX_PATTERN = 1 << 16
 };
@@ -23,13 +23,19 @@ enum {
 #define NO_SPACES                                                                                             \
   "\\x00-\\x08\\x0E-\\x1F\\x21-\\x{84}\\x{86}-\\x{9F}\\x{A1}-\\x{167F}\\x{1681}-\\x{1FFF}\\x{200B}-\\x{2027}" \
   "\\x{202A}-\\x{202E}\\x{2030}-\\x{205E}\\x{2060}-\\x{2FFF}\\x{3001}-\\x{10FFFF}"
-#define WORDS "\\p{L}\\p{M}\\p{Nd}\\p{Pc}"
+/* \w is Alphabetic, marks, decimal digits, connectors; outside a class also superscripts and fractions of Latin-1. */
+#define WORDS                                                                                                     \
+  "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24B6}-\\x{24E9}\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{" \
+  "1F189}"
+#define LATIN1_WORDS "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}"
 
 typedef struct translation {
   const char *in;
   size_t count, at;
   px_buf out;
   px_error *err;
+  int depth, caseless; /* open groups; of these the outermost that ignores case, 0: the whole pattern, -1: none */
+  char before;         /* the plain letter just written, else 0 */
 } translation;
 
 static px_status refuse(translation *t, const char *what) {
@@ -98,11 +104,11 @@ static px_status translate_escape(translation *t, bool in_class) {
       set = NO_SPACES;
       break;
     case 'w':
-      set = WORDS;
+      set = in_class ? WORDS : WORDS LATIN1_WORDS;
       break;
     case 'W':
       if (in_class) return refuse(t, "\\W inside a class");
-      set = WORDS, complement = true;
+      set = WORDS LATIN1_WORDS, complement = true;
       break;
     case 'h':
       set = "0-9a-fA-F";
@@ -184,9 +190,16 @@ static px_status translate_class(translation *t) {
 
 /* "(?...": plain groups, look-around, atomic groups, and (?i: ...) keep their meaning. */
 static px_status translate_group(translation *t) {
-  static const char *const same[] = {"(?:", "(?=", "(?!", "(?<=", "(?<!", "(?>", "(?i:", "(?-i:"};
+  static const char *const same[] = {"(?:", "(?=", "(?!", "(?<=", "(?<!", "(?>", "(?i:"};
   const char *rest = t->in + t->at;
   size_t left = t->count - t->at;
+  if (t->at == 0 && left >= 4 && memcmp(rest, "(?i)", 4) == 0) {
+    px_buf_puts(&t->out, "(?i)");
+    t->at += 4;
+    t->caseless = 0;
+    return PX_OK;
+  }
+  t->depth++;
   if (left < 2 || rest[1] != '?') {
     px_buf_puts(&t->out, "(?:"); /* nothing refers to the groups */
     t->at++;
@@ -196,47 +209,75 @@ static px_status translate_group(translation *t) {
     size_t length = strlen(same[i]);
     if (left < length || memcmp(rest, same[i], length) != 0) continue;
     px_buf_puts(&t->out, same[i]);
+    if (rest[2] == 'i' && t->caseless < 0) t->caseless = t->depth;
     t->at += length;
-    return PX_OK;
-  }
-  if (t->at == 0 && left >= 4 && memcmp(rest, "(?i)", 4) == 0) {
-    px_buf_puts(&t->out, "(?i)");
-    t->at += 4;
     return PX_OK;
   }
   return refuse(t, "this kind of group");
 }
 
+static px_status translate_interval(translation *t) {
+  size_t end = t->at + 1;
+  while (end < t->count && ((t->in[end] >= '0' && t->in[end] <= '9') || t->in[end] == ',')) end++;
+  if (end >= t->count || t->in[end] != '}' || end == t->at + 1 || t->in[t->at + 1] == ',')
+    return refuse(t, "this brace");
+  px_buf_append(&t->out, t->in + t->at, end + 1 - t->at);
+  t->at = end + 1;
+  /* Oniguruma repeats the whole interval; PCRE2 would make it possessive. */
+  return t->at < t->count && t->in[t->at] == '+' ? refuse(t, "+ after an interval") : PX_OK;
+}
+
+/* Without regard to case Oniguruma lets one character stand for two letters and the other way round (a sharp s and
+ * "ss"), PCRE2 does not. Where that could matter the pattern is refused. */
+static px_status check_caseless(translation *t, char c) {
+  static const char *const pairs[] = {"ss", "st", "ff", "fi", "fl"};
+  char now = (char)((unsigned char)c < 0x80 ? c | 32 : 0);
+  if ((unsigned char)c >= 0x80) return refuse(t, "a character beyond ASCII in a group that ignores case");
+  for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+    if (t->before == pairs[i][0] && now == pairs[i][1])
+      return refuse(t, "this pair of letters in a group that ignores case");
+  t->before = now;
+  return PX_OK;
+}
+
 static px_status translate(translation *t) {
   while (t->at < t->count) {
     char c = t->in[t->at];
+    if (t->caseless >= 0 && c == '\\' && t->at + 1 < t->count && strchr("pPxu", t->in[t->at + 1]))
+      return refuse(t, "this escape in a group that ignores case");
     switch (c) {
       case '\\':
         PX_TRY(translate_escape(t, false));
         break;
       case '[':
+        if (t->caseless >= 0) return refuse(t, "a class in a group that ignores case");
         PX_TRY(translate_class(t));
         break;
       case '(':
         PX_TRY(translate_group(t));
         break;
-      case '{': {
-        size_t end = t->at + 1;
-        while (end < t->count && ((t->in[end] >= '0' && t->in[end] <= '9') || t->in[end] == ',')) end++;
-        if (end >= t->count || t->in[end] != '}' || end == t->at + 1 || t->in[t->at + 1] == ',')
-          return refuse(t, "this brace");
-        px_buf_append(&t->out, t->in + t->at, end + 1 - t->at);
-        t->at = end + 1;
-        /* Oniguruma repeats the whole interval; PCRE2 would make it possessive. */
-        if (t->at < t->count && t->in[t->at] == '+') return refuse(t, "+ after an interval");
+      case '{':
+        PX_TRY(translate_interval(t));
         break;
-      }
       case 0:
         return refuse(t, "a NUL character");
+      case ')':
+        if (t->depth-- == t->caseless) t->caseless = -1;
+        if (t->depth < 0) return refuse(t, "an unopened group");
+        px_buf_append(&t->out, &c, 1);
+        t->at++;
+        break;
       default:
+        if (t->caseless >= 0) {
+          PX_TRY(check_caseless(t, c));
+          px_buf_append(&t->out, &c, 1);
+          t->at++;
+          continue;
+        }
         px_buf_append(&t->out, &c, 1);
         t->at++;
     }
+    t->before = 0;
   }
   return t->out.failed ? px_fail(t->err, PX_NO_MEMORY, "no memory for a split pattern") : PX_OK;
 }
@@ -246,7 +287,7 @@ px_status px_regex_compile(const char *pattern, size_t count, void **code, px_er
   if (count == 0) return px_fail(err, PX_BAD_FILE, "a split pattern is empty");
   if (count > MAX_PATTERN)
     return px_fail(err, PX_BAD_FILE, "a split pattern of %zu bytes is longer than %d", count, MAX_PATTERN);
-  translation t = {.in = pattern, .count = count, .err = err};
+  translation t = {.in = pattern, .count = count, .err = err, .caseless = -1};
   px_status status = translate(&t);
   pcre2_compile_context *context = status == PX_OK ? pcre2_compile_context_create(NULL) : NULL;
   if (context) {
@@ -291,7 +332,6 @@ static px_status open_work(px_split_work *work, px_error *err) {
     return px_fail(err, PX_NO_MEMORY, "no memory for matching a split pattern");
   }
   pcre2_jit_stack_assign(work->context, NULL, work->stack);
-  pcre2_set_match_limit(work->context, MATCH_LIMIT);
   pcre2_set_heap_limit(work->context, HEAP_LIMIT_KIB);
   return PX_OK;
 }
@@ -300,6 +340,9 @@ px_status px_regex_find(const void *code, px_split_work *work, const char *text,
                         size_t *start, size_t *end, px_error *err) {
   *start = SIZE_MAX;
   PX_TRY(open_work(work, err));
+  /* A pattern that steps back over a long run is fine, one that tries everything is stopped. */
+  size_t limit = MATCH_LIMIT + 4 * (count - from);
+  pcre2_set_match_limit(work->context, limit > UINT32_MAX ? UINT32_MAX : (uint32_t)limit);
   /* The text was checked once; checking it again at every call would make long texts quadratic. */
   int got = pcre2_match(code, (PCRE2_SPTR)text, count, from, PCRE2_NO_UTF_CHECK, work->match, work->context);
   if (got == PCRE2_ERROR_NOMATCH) return PX_OK;

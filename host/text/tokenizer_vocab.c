@@ -180,6 +180,7 @@ bool px_added_next(px_added_scan *s, px_added_part *part) {
       if (start < s->delivered) start = s->delivered;
     }
     if (token->rstrip) end = space_end(s, end);
+    if (start >= end) continue; /* white space that the token before took */
     size_t from = s->delivered;
     s->delivered = end;
     *part = (px_added_part){.start = start, .end = end, .id = token->id};
