@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: MIT
- * Data files -> token rows, by the rules of docs/formats.md, in one function that train, eval, generate and probe share. */
+ * Data files -> token rows, by the rules of docs/formats.md, in one function that train, eval, generate and probe share.
+ *
+ *   {"prompt","completion"[,"references"]}  bos prompt completion eos; scores: completion and eos
+ *   {"text"}                                bos text, no end token; scores: all but the first token
+ *   {"messages":[{"role","content"}]}       what the template writes and nothing else (its own begin and end tokens);
+ *                                           scores: assistant turns with their end token
+ *   {"ids","labels"}                        as given; labels are -100 or the id at the same place
+ *   source||target                          a prompt of the trimmed source and a newline, the trimmed target
+ *
+ * A field or a mix of fields that is not in this table is an error, so are a row without a token and a conversation
+ * without an assistant turn. Blank lines, CR LF, a byte order mark and a missing last newline are fine. White space is
+ * what Python's str.strip takes away. A prompt that spells the begin token itself has it once. */
 #ifndef PX_TEXT_ROWS_H
 #define PX_TEXT_ROWS_H
 

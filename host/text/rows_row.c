@@ -10,6 +10,8 @@
 
 #define LINE "%s: line %" PRIu64
 
+enum { MAX_COMMAS = 1 << 24 };
+
 typedef enum row_kind { ROW_PROMPT, ROW_TEXT, ROW_MESSAGES, ROW_IDS } row_kind;
 
 void px_row_reader_free(px_row_reader *r) {
@@ -271,8 +273,19 @@ static px_status read_ids_row(px_row_reader *r, px_row_chunk *c, uint64_t line, 
 
 /* --- lines --- */
 
+/* A list of numbers takes some forty times its text in memory once it is parsed: no line may ask for gigabytes. */
+static px_status check_size(const char *path, uint64_t line, const char *text, size_t bytes, px_error *err) {
+  size_t commas = 0;
+  if (bytes <= MAX_COMMAS) return PX_OK;
+  for (const char *p = text, *end = text + bytes; (p = memchr(p, ',', (size_t)(end - p))) != NULL; p++) commas++;
+  if (commas <= MAX_COMMAS) return PX_OK;
+  return px_fail(err, PX_BAD_FILE, LINE ": the row has %zu commas, more than %d; split it", path, line, commas,
+                 MAX_COMMAS);
+}
+
 px_status px_row_parse(const char *path, uint64_t line, const char *text, size_t bytes, json_t **out, px_error *err) {
   px_error inner = {0};
+  PX_TRY(check_size(path, line, text, bytes, err));
   px_status status = px_json_parse("row", text, bytes, out, &inner);
   if (status != PX_OK) { /* the parser counts lines too, from the start of this one */
     const char *why = inner.message;

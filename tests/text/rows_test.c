@@ -353,6 +353,22 @@ static void messages_of_talks(void **state) {
                  cases[i].message);
 }
 
+/* A line whose parsed form would take gigabytes is refused before it is parsed. */
+static void huge_lists(void **state) {
+  (void)state;
+  const size_t elements = (1 << 24) + 2;
+  px_buf text = {0};
+  px_buf_puts(&text, "{\"ids\": [");
+  char *at = px_buf_grow(&text, 2 * elements);
+  assert_non_null(at);
+  for (size_t i = 0; i < elements; i++) memcpy(at + 2 * i, i + 1 < elements ? "1," : "1]", 2);
+  px_buf_puts(&text, "}");
+  px_rows rows;
+  ASSERT_FAILS(read_bytes(text.data, text.len, plain, (px_row_options){0}, &rows), PX_BAD_FILE,
+               "F: line 1: the row has 16777217 commas, more than 16777216; split it");
+  px_buf_free(&text);
+}
+
 /* Rows and the error are the same with any number of threads; the first bad line by number is the one named. */
 static void threads(void **state) {
   (void)state;
@@ -477,11 +493,11 @@ static void e2e(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(prompt_rows),       cmocka_unit_test(text_rows), cmocka_unit_test(ids_rows),
-      cmocka_unit_test(messages_rows),     cmocka_unit_test(pairs),     cmocka_unit_test(own_references),
-      cmocka_unit_test(file_shapes),       cmocka_unit_test(long_rows), cmocka_unit_test(messages_of_errors),
-      cmocka_unit_test(messages_of_talks), cmocka_unit_test(threads),   cmocka_unit_test(prompts),
-      cmocka_unit_test(prompt_files),      cmocka_unit_test(e2e),
+      cmocka_unit_test(prompt_rows),       cmocka_unit_test(text_rows),    cmocka_unit_test(ids_rows),
+      cmocka_unit_test(messages_rows),     cmocka_unit_test(pairs),        cmocka_unit_test(own_references),
+      cmocka_unit_test(file_shapes),       cmocka_unit_test(long_rows),    cmocka_unit_test(messages_of_errors),
+      cmocka_unit_test(messages_of_talks), cmocka_unit_test(huge_lists),   cmocka_unit_test(threads),
+      cmocka_unit_test(prompts),           cmocka_unit_test(prompt_files), cmocka_unit_test(e2e),
   };
   return cmocka_run_group_tests(tests, set_up, tear_down);
 }
