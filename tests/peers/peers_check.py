@@ -195,7 +195,7 @@ CHECKS = {f"PEFT computes the same with a prefix trained on {case}": check_train
 CHECKS |= {"PEFT computes the same with a prefix trained through an encoder": check_trained("llama_tied", "--reparam", 24),
            "bytes without fingerprint": check_bytes, "fingerprint": check_fingerprint, "published sizes": check_sizes,
            "loss of eval": check_eval, "BLEU, chrF, ROUGE-L, exact match": check_metrics}
-CHECKS |= {script: check_again(script) for script in ("make_golden.py", "make_text_golden.py", "make_smollm2_golden.py",
+CHECKS |= {script: check_again(script) for script in ("make_golden.py", "make_gguf_golden.py", "make_text_golden.py", "make_smollm2_golden.py",
                                                       "tokenizers/make_tokenizer_golden.py")}
 
 
