@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * What the CPU kernels share: rows in and out of float32, and an exponential that compilers vectorise.
- * Everything is branch-free, so that loops over it become vector code without relaxed arithmetic. */
+ * What the CPU kernels share: functions and roundings without branches, so that loops over them become vector code without
+ * relaxed arithmetic, and rows in and out of float32. Errors are against float64, in units of the last place (ulp) of
+ * float32, measured by tests/kernels/math_test.c. The polynomials are minimax fits made for this file. */
 #ifndef PX_KERNELS_MATH_CPU_H
 #define PX_KERNELS_MATH_CPU_H
 
@@ -8,18 +9,19 @@
 
 #include "core/types.h"
 
-/* exp(x), relative error below 2e-7; 0 below -87.3, infinity above 88.7, NaN stays. Cody-Waite reduction, degree 6. */
+/* exp(x) within 1.5 ulp where the result is normal; gradual below; 0 below -103.9, infinity above 88.73, NaN stays NaN. */
 static inline float px_exp(float x) {
-  float clamped = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x;
+  float clamped = x > -104.0f ? x : -104.0f; /* NaN becomes -104 here and returns in the last line */
+  clamped = clamped < 89.0f ? clamped : 89.0f;
   float n = __builtin_rintf(clamped * 1.44269504088896341f);
-  float r = clamped - n * 0.693145751953125f;
+  float r = clamped - n * 0.693145751953125f; /* ln 2 in two parts, the first of few bits: the product is exact */
   r = r - n * 1.428606820309417e-6f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
+  float p = 1.979013991e-4f;
+  p = p * r + 1.394486916e-3f;
+  p = p * r + 8.333498336e-3f;
+  p = p * r + 4.166629216e-2f;
+  p = p * r + 1.666666586e-1f;
+  p = p * r + 5.000000068e-1f;
   p = p * r * r + r + 1.0f;
   /* 2^n in two factors, so that neither leaves the normal range. */
   int32_t whole = (int32_t)n, half = whole / 2;
@@ -34,23 +36,37 @@ static inline float px_exp(float x) {
 
 static inline float px_sigmoid(float x) { return 1.0f / (1.0f + px_exp(-x)); }
 
-/* Through the exponential of -2|x|: exact to a few units in the last place away from 0, odd, and x itself near 0. */
+/* tanh(x) within 2 ulp, odd, NaN stays NaN: a polynomial near 0, elsewhere 1 - 2 / (exp(2|x|) + 1). */
 static inline float px_tanh(float x) {
-  float a = x < 0 ? -x : x, e = px_exp(-2.0f * a), big = (1.0f - e) / (1.0f + e), x2 = x * x;
-  float small = x * (1.0f + x2 * (-0.333333333f + x2 * (0.133333333f + x2 * (-0.0539682540f + x2 * 0.0218694885f))));
-  float y = x < 0 ? -big : big;
-  return a < 0.25f ? small : y;
+  float a = fabsf(x), z = x * x, p = -5.704978360e-3f;
+  p = p * z + 2.063907873e-2f;
+  p = p * z - 5.373971215e-2f;
+  p = p * z + 1.333144216e-1f;
+  p = p * z - 3.333328194e-1f;
+  float small = p * z * x + x, big = copysignf(1.0f - 2.0f / (px_exp(2.0f * a) + 1.0f), x);
+  return a < 0.625f ? small : big;
 }
 
-static inline float px_get(const void *p, px_dtype type, int64_t i) {
-  return type == PX_F32 ? ((const float *)p)[i] : type == PX_BF16 ? px_bf16_to_f32(((const uint16_t *)p)[i]) : px_f16_to_f32(((const uint16_t *)p)[i]);
-}
-
-static inline void px_put(void *p, px_dtype type, int64_t i, float v) {
-  if (type == PX_F32)
-    ((float *)p)[i] = v;
-  else
-    ((uint16_t *)p)[i] = type == PX_BF16 ? px_f32_to_bf16(v) : px_f32_to_f16(v);
+/* erf(x) within 2 ulp, odd, NaN stays NaN: a polynomial near 0, elsewhere 1 - exp(a fit of log erfc). */
+static inline float px_erf(float x) {
+  float a = fabsf(x), z = x * x, p = 8.185090447e-5f;
+  p = p * z - 8.097702631e-4f;
+  p = p * z + 5.196952010e-3f;
+  p = p * z - 2.685770506e-2f;
+  p = p * z + 1.128366400e-1f;
+  p = p * z - 3.761263161e-1f;
+  p = p * z + 1.283791664e-1f;
+  float small = p * x + x;
+  float t = a < 4.0f ? a : 4.0f, q = -2.144559243e-5f; /* erf(4) is 1 in float32 */
+  q = q * t + 4.385302184e-4f;
+  q = q * t - 4.190857010e-3f;
+  q = q * t + 2.517181173e-2f;
+  q = q * t - 1.083615567e-1f;
+  q = q * t - 6.332724102e-1f;
+  q = q * t - 1.129552043e+0f;
+  q = q * t + 1.824604938e-4f;
+  float big = copysignf(1.0f - px_exp(q), x);
+  return a >= 0.95f ? big : small; /* NaN takes the polynomial */
 }
 
 /* px_f32_to_bf16 without a branch. */
@@ -62,15 +78,64 @@ static inline uint16_t px_round_bf16(float f) {
   return (uint16_t)(nan ? quiet : rounded);
 }
 
+/* px_f16_to_f32 without a branch: the bits as a tiny float, times 2^112. */
+static inline float px_widen_f16(uint16_t h) {
+  uint32_t u = (uint32_t)(h & 0x7fffu) << 13;
+  float f;
+  memcpy(&f, &u, 4);
+  f *= 0x1p112f;
+  uint32_t special = u | 0x7f800000u;
+  memcpy(&u, &f, 4);
+  u = (h & 0x7c00u) == 0x7c00u ? special : u;
+  u |= (uint32_t)(h & 0x8000u) << 16;
+  memcpy(&f, &u, 4);
+  return f;
+}
+
+/* px_f32_to_f16 without a branch. */
+static inline uint16_t px_round_f16(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  uint32_t sign = (u >> 16) & 0x8000u, mag = u & 0x7fffffffu;
+  uint32_t normal = (mag - 0x38000000u + 0xfffu + ((mag >> 13) & 1u)) >> 13;
+  float magic = 0.5f, tiny; /* adding 0.5 lets the processor round a subnormal half: one unit of it is 2^-24 */
+  uint32_t small;
+  memcpy(&tiny, &mag, 4);
+  tiny = (mag < 0x38800000u ? tiny : 0.0f) + magic;
+  memcpy(&small, &tiny, 4);
+  small -= 0x3f000000u;
+  uint32_t r = mag < 0x38800000u ? small : normal;
+  r = mag >= 0x477ff000u ? 0x7c00u : r;
+  r = mag > 0x7f800000u ? 0x7e00u : r;
+  return (uint16_t)(sign | r);
+}
+
+/* One element of an f32, bf16 or f16 row. */
+static inline float px_get(const void *p, px_dtype type, int64_t i) {
+  if (type == PX_F32) return ((const float *)p)[i];
+  uint16_t h = ((const uint16_t *)p)[i];
+  return type == PX_BF16 ? px_bf16_to_f32(h) : px_f16_to_f32(h);
+}
+
+static inline void px_put(void *p, px_dtype type, int64_t i, float v) {
+  if (type == PX_F32)
+    ((float *)p)[i] = v;
+  else
+    ((uint16_t *)p)[i] = type == PX_BF16 ? px_f32_to_bf16(v) : px_f32_to_f16(v);
+}
+
+/* Elements [at, at + count) of an f32, bf16 or f16 row to and from float32. */
 static inline void px_load_row(const void *row, px_dtype type, int64_t at, int64_t count, float *out) {
   if (type == PX_F32) {
     memcpy(out, (const float *)row + at, (size_t)count * sizeof(float));
   } else if (type == PX_BF16) {
     const uint16_t *x = (const uint16_t *)row + at;
+#pragma omp simd
     for (int64_t i = 0; i < count; i++) out[i] = px_bf16_to_f32(x[i]);
   } else {
     const uint16_t *x = (const uint16_t *)row + at;
-    for (int64_t i = 0; i < count; i++) out[i] = px_f16_to_f32(x[i]);
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) out[i] = px_widen_f16(x[i]);
   }
 }
 
@@ -79,15 +144,21 @@ static inline void px_store_row(void *row, px_dtype type, int64_t at, int64_t co
     memcpy((float *)row + at, in, (size_t)count * sizeof(float));
   } else if (type == PX_BF16) {
     uint16_t *y = (uint16_t *)row + at;
+#pragma omp simd
     for (int64_t i = 0; i < count; i++) y[i] = px_round_bf16(in[i]);
   } else {
     uint16_t *y = (uint16_t *)row + at;
-    for (int64_t i = 0; i < count; i++) y[i] = px_f32_to_f16(in[i]);
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) y[i] = px_round_f16(in[i]);
   }
 }
 
 /* Rows are worked on in pieces of this many floats on the stack. */
 enum { PX_PIECE = 512 };
+
+/* Below this many elements a pass stays on the calling thread: waking the others costs more than the work. The bits of a
+ * pass depend on neither, since every sum runs in an order that its arguments alone decide. */
+enum { PX_PARALLEL_MIN = 32768 };
 
 static inline const char *px_check_type(px_dtype t) { return t == PX_F32 || t == PX_BF16 ? NULL : "the type must be f32 or bf16"; }
 
