@@ -40,8 +40,8 @@ void px_ids_free(px_ids *ids);
 px_status px_ids_push(px_ids *ids, int32_t id, px_error *err);
 
 enum {
-  PX_ENCODE_NO_SPECIAL = 1,     /* added tokens in the text are ordinary text */
-  PX_ENCODE_NO_DUMMY_SPACE = 2, /* SentencePiece: no space put in front (the text continues another) */
+  PX_ENCODE_NO_SPECIAL = 1,     /* special tokens in the text are ordinary text (added ones that are not special stay) */
+  PX_ENCODE_NO_DUMMY_SPACE = 2, /* no space put in front of the text, it continues another (SentencePiece, add_prefix_space) */
 };
 /* Appends the ids of `bytes` to *ids. No begin or end token is added. Invalid UTF-8 becomes U+FFFD per maximal
  * subpart. Time is linear (n log n at worst) in the text for any input. */
