@@ -10,7 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from golden_lib import HERE, check_pins, make_float64, np, read_safetensors, torch, write_safetensors
+from golden_lib import (HERE, check_pins, make_float64, np, read_safetensors, split_float64, torch,
+                        write_safetensors)
 
 check_pins(["gguf", "tokenizers"])
 import gguf  # noqa: E402
@@ -97,7 +98,11 @@ def main():
         tokenizer.save(str(args.folder / "tokenizer.json"))
     make_float64(model)
     with torch.no_grad():
-        logits = torch.cat([model(input_ids=torch.tensor([ids])).logits[0, -LAST:] for ids in rows])
+        full = [model(input_ids=torch.tensor([ids])).logits[0] for ids in rows]
+    logits = torch.cat([row[-LAST:] for row in full])
+    losses = [torch.nn.functional.cross_entropy(row[:-1], torch.tensor(ids[1:]), reduction="sum").item()
+              for row, ids in zip(full, rows)]
+    loss = sum(losses) / sum(len(ids) - 1 for ids in rows)
     best = logits.topk(BEST)
     fixed = torch.arange(FIXED) * model.config.vocab_size // FIXED
     texts, kept = [], []
@@ -108,18 +113,21 @@ def main():
             texts += made
             kept.append(row)
     assert logits.shape[0] == LAST * len(rows)
-    tensors = {"ids": np.array(sum(rows, []), dtype=np.int32),
+    tensors = {"ids": np.array(sum(rows, []), dtype=np.int32), "labels": np.array(sum(rows, []), dtype=np.int32),
+               "loss": split_float64(loss),
                "offsets": np.cumsum([0] + [len(ids) for ids in rows]).astype(np.int32),
                "best.ids": best.indices.numpy().astype(np.int32), "best.logits": best.values.float().numpy(),
                "fixed.ids": fixed.numpy().astype(np.int32), "fixed.logits": logits[:, fixed].float().numpy(),
                "largest": logits.abs().amax(1).float().numpy(),
-               "greedy.rows": np.array(kept, dtype=np.int32), "greedy.ids": np.array(texts, dtype=np.int32).reshape(-1, GREEDY)}
+               "greedy.rows": np.array(kept, dtype=np.int32),
+               "greedy.ids": np.array(texts, dtype=np.int32).reshape(-1, GREEDY)}
     error = float((torch.cat(float32) - logits).abs().max() / logits.abs().max())
     print(f"transformers in float32 is within {error:.1e} of the largest logit")
     path = HERE / "smollm2/golden.safetensors"
     if not args.check:
         path.parent.mkdir(exist_ok=True)
-        write_safetensors(path, tensors, {"texts": "\x1f".join(TEXTS), "transformers_float32_error": f"{error:.1e}"})
+        write_safetensors(path, tensors, {"texts": "\x1f".join(TEXTS), "loss": f"{loss:.17g}",
+                                          "transformers_float32_error": f"{error:.1e}"})
         return 0
     known, _ = read_safetensors(path)
     same = known.keys() == tensors.keys() and all(
