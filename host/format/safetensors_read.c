@@ -20,13 +20,14 @@ static bool starts_with(const uint8_t *bytes, size_t count, const char *text) {
   return count >= strlen(text) && memcmp(bytes, text, strlen(text)) == 0;
 }
 
-/* Other things that carry the name model.safetensors surprisingly often. */
+/* Other things that carry the name model.safetensors surprisingly often. The ninth byte decides: a good file has the
+ * header's brace there, and the length before it may look like anything (80 02 is 640 bytes, and how a pickle begins).
+ */
 static px_status refuse_foreign(const char *name, const uint8_t *bytes, size_t count, px_error *err) {
+  if (count > LENGTH_BYTES && bytes[LENGTH_BYTES] == '{') return PX_OK;
   if (starts_with(bytes, count, "version https://git-lfs"))
     return px_fail(err, PX_BAD_FILE, "%s: is a git-lfs pointer, not the file itself; run git lfs pull", name);
-  /* 80 02 also begins a good file whose header has 640 bytes: its ninth byte is the header's brace. */
-  bool brace = count > 8 && bytes[8] == '{';
-  if (starts_with(bytes, count, "PK\x03\x04") || (starts_with(bytes, count, "\x80\x02") && !brace))
+  if (starts_with(bytes, count, "PK\x03\x04") || starts_with(bytes, count, "\x80\x02"))
     return px_fail(err, PX_BAD_FILE, "%s: is a PyTorch pickle, not safetensors; save it again with safetensors", name);
   if (starts_with(bytes, count, "GGUF"))
     return px_fail(err, PX_BAD_FILE, "%s: is a GGUF file, not safetensors; give it a name that ends in .gguf", name);

@@ -137,6 +137,26 @@ static void a_header_beyond_the_formats_limit_is_refused(void **state) {
                "huge.safetensors: the header is 100000001 bytes long, more than the 100000000 that the format allows");
 }
 
+/* The length is the file's first bytes: no value of it may be taken for another format (640 begins as a pickle does).
+ */
+static void headers_of_every_length_are_read(void **state) {
+  (void)state;
+  char text[1200] = "";
+  for (size_t pad = 0; pad < 1100; pad += 8) {
+    memset(text, 'x', pad);
+    text[pad] = 0;
+    px_buf b = {0};
+    px_buf_append(&b, &(uint64_t){0}, 8);
+    px_buf_printf(&b, "{\"__metadata__\":{\"pad\":\"%s\"}}", text);
+    while (b.len % 8) px_buf_puts(&b, " ");
+    memcpy(b.data, &(uint64_t){b.len - 8}, 8);
+    px_tensor_list list;
+    ASSERT_OK(px_safetensors_parse("g", (const uint8_t *)b.data, b.len, &list, NULL, NULL, &err));
+    px_tensor_list_close(&list);
+    px_buf_free(&b);
+  }
+}
+
 static void key_order_does_not_matter_to_readers(void **state) {
   (void)state;
   static const char h[] =
@@ -267,6 +287,7 @@ int main(void) {
       cmocka_unit_test(reads_back_every_tensor),
       cmocka_unit_test(every_cut_and_every_extra_byte_is_refused),
       cmocka_unit_test(a_header_beyond_the_formats_limit_is_refused),
+      cmocka_unit_test(headers_of_every_length_are_read),
       cmocka_unit_test(key_order_does_not_matter_to_readers),
       cmocka_unit_test(what_cannot_be_written_is_refused),
       cmocka_unit_test(opens_a_folder_by_its_index),
