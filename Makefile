@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # A thin front: installs what is missing, then calls CMake and CTest, which do the work and can be called directly.
 .DEFAULT_GOAL := release
-.PHONY: release demo test check asan tsan fuzz bench format test-peers install clean help
+.PHONY: release demo test check asan tsan fuzz bench format test-peers docs install clean help
 JOBS ?= $(shell nproc)
 SECONDS ?= 20
 PREFIX ?= /usr/local
@@ -59,6 +59,9 @@ test-peers: ## tests that need torch, transformers and peft (in a Python environ
 format: ## clang-format over the tree
 	@scripts/setup.sh format
 	@find include host kernels tests examples bench -name '*.[ch]' | xargs clang-format -i
+
+docs: release ## docs/cli.md from the command's own tables
+	build/release/pfx --help-markdown >docs/cli.md
 
 install: ## install the release build under PREFIX=/usr/local
 	$(call build,release,-D CMAKE_INSTALL_PREFIX=$(PREFIX) -D PFX_TESTS=OFF)
