@@ -45,15 +45,16 @@ fuzz: ## every fuzzer for SECONDS=20 each, starting from its corpus
 	$(call build,fuzz,-D PFX_FUZZ_SECONDS=$(SECONDS))
 	ctest --test-dir build/fuzz --output-on-failure -j 2
 
-bench: ## speed and memory against PEFT on this machine; see docs/performance.md
-	@scripts/setup.sh demo
+bench: ## speed and memory against PEFT on this machine, about 25 minutes; see docs/performance.md
+	@scripts/setup.sh peers
 	$(call build,release,-D PFX_TESTS=OFF)
 	@scripts/fetch_model.sh
 	@bench/cpu_vs_peft.sh
 
-test-peers: ## tests that need torch, transformers and peft (in a Python environment of their own)
-	@scripts/setup.sh test
-	$(call build,release,-D PFX_TESTS=ON)
+test-peers: ## checks that need torch, transformers and peft, in a Python environment of their own
+	@scripts/setup.sh peers
+	@scripts/fetch_model.sh
+	$(call build,release,-D PFX_TESTS=OFF)
 	@tests/peers/run.sh
 
 format: ## clang-format over the tree

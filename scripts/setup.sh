@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: MIT
 # Installs the Debian or Ubuntu packages that a purpose needs and that are not there yet.
 #
-#   scripts/setup.sh build|demo|test|fuzz|format [--dry-run]
+#   scripts/setup.sh build|demo|test|fuzz|format|peers [--dry-run]
 #
 # build: the library and the command; demo: also the model and the dictionary; test: everything `make test` runs;
-# fuzz: the compiler with libFuzzer. What is needed is found by looking for the tool, header or module itself, not for
+# fuzz: the compiler with libFuzzer; peers: what a Python environment with torch needs. What is needed is found by looking for the tool, header or module itself, not for
 # the package, so a cmake from elsewhere counts and a second run takes milliseconds. Without the right to install, the
 # missing packages are named in one line and the exit code is 1. --dry-run only prints what is missing.
 set -eu
@@ -75,9 +75,10 @@ collect() {
     build) ;;
     demo) need_demo ;;
     fuzz) need_fuzz ;;
+    peers) need_demo; need python3-venv has_module ensurepip ;;
     format) need clang-format has_command clang-format ;;
     test) need_demo; need_fuzz; need_test ;;
-    *) echo "usage: scripts/setup.sh build|demo|test|fuzz|format [--dry-run]" >&2; exit 2 ;;
+    *) echo "usage: scripts/setup.sh build|demo|test|fuzz|format|peers [--dry-run]" >&2; exit 2 ;;
   esac
   missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ' | sed 's/^ *//; s/ *$//')
 }
