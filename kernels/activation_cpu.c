@@ -3,6 +3,7 @@
 #include "kernels/math_cpu.h"
 
 const char *px_act_fwd_check(const px_act_fwd_args *a) {
+  if ((unsigned)a->kind > PX_ACT_TANH) return "the activation is unknown";
   if (a->rows < 0 || a->dim < 0) return "rows or dim is negative";
   if (px_check_type(a->dtype)) return "the type must be f32 or bf16";
   if (a->in_stride < a->dim || a->y_stride < a->dim) return "a stride is shorter than its row";
@@ -10,11 +11,22 @@ const char *px_act_fwd_check(const px_act_fwd_args *a) {
 }
 
 const char *px_act_bwd_check(const px_act_bwd_args *a) {
+  if ((unsigned)a->kind > PX_ACT_TANH) return "the activation is unknown";
   if (a->rows < 0 || a->dim < 0) return "rows or dim is negative";
   if (px_check_type(a->dtype)) return "the type must be f32 or bf16";
   if (a->in_stride < a->dim || a->dy_stride < a->dim || a->d_stride < a->dim) return "a stride is shorter than its row";
   if (!a->up != !a->dup) return "up and dup go together";
   return a->rows && a->dim && (!a->gate || !a->dy || !a->dgate) ? "a pointer is missing" : NULL;
+}
+
+px_cost px_act_fwd_cost(const px_act_fwd_args *a) {
+  double n = (double)a->rows * (double)a->dim, element = (double)px_dtype_bytes(a->dtype, 1);
+  return (px_cost){.bytes = n * element * (a->up ? 3 : 2), .operations = n * (a->up ? 5 : 4)};
+}
+
+px_cost px_act_bwd_cost(const px_act_bwd_args *a) {
+  double n = (double)a->rows * (double)a->dim, element = (double)px_dtype_bytes(a->dtype, 1);
+  return (px_cost){.bytes = n * element * (a->up ? 5 : 3), .operations = n * (a->up ? 11 : 8)};
 }
 
 static const float GELU_C = 0.7978845608028654f, GELU_A = 0.044715f;
@@ -26,9 +38,11 @@ static void value(px_act_kind kind, const float *x, int64_t n, float *f) {
     for (int64_t i = 0; i < n; i++) f[i] = x[i] * px_sigmoid(x[i]);
   } else if (kind == PX_ACT_GELU_TANH) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) f[i] = 0.5f * x[i] * (1.0f + px_tanh(GELU_C * (x[i] + GELU_A * x[i] * x[i] * x[i])));
+    for (int64_t i = 0; i < n; i++)
+      f[i] = 0.5f * x[i] * (1.0f + px_tanh(GELU_C * (x[i] + GELU_A * x[i] * x[i] * x[i])));
   } else if (kind == PX_ACT_GELU_ERF) {
-    for (int64_t i = 0; i < n; i++) f[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678118654752f));
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) f[i] = 0.5f * x[i] * (1.0f + px_erf(x[i] * 0.70710678118654752f));
   } else if (kind == PX_ACT_TANH) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) f[i] = px_tanh(x[i]);
@@ -52,8 +66,10 @@ static void slope(px_act_kind kind, const float *x, int64_t n, float *d) {
       d[i] = 0.5f * (1.0f + t) + 0.5f * x[i] * (1.0f - t * t) * GELU_C * (1.0f + 3.0f * GELU_A * x[i] * x[i]);
     }
   } else if (kind == PX_ACT_GELU_ERF) {
+#pragma omp simd
     for (int64_t i = 0; i < n; i++)
-      d[i] = 0.5f * (1.0f + erff(x[i] * 0.70710678118654752f)) + x[i] * 0.3989422804014327f * px_exp(-0.5f * x[i] * x[i]);
+      d[i] = 0.5f * (1.0f + px_erf(x[i] * 0.70710678118654752f)) +
+             x[i] * 0.3989422804014327f * px_exp(-0.5f * x[i] * x[i]);
   } else if (kind == PX_ACT_TANH) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
@@ -67,7 +83,7 @@ static void slope(px_act_kind kind, const float *x, int64_t n, float *d) {
 }
 
 int px_act_fwd_cpu(const px_act_fwd_args *a) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (a->rows * a->dim >= PX_PARALLEL_MIN)
   for (int64_t t = 0; t < a->rows; t++) {
     float x[PX_PIECE], f[PX_PIECE];
     for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
@@ -86,11 +102,12 @@ int px_act_fwd_cpu(const px_act_fwd_args *a) {
 }
 
 int px_act_bwd_cpu(const px_act_bwd_args *a) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (a->rows * a->dim >= PX_PARALLEL_MIN)
   for (int64_t t = 0; t < a->rows; t++) {
     float x[PX_PIECE], up[PX_PIECE], dy[PX_PIECE], f[PX_PIECE];
     for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
-      int64_t n = a->dim - from < PX_PIECE ? a->dim - from : PX_PIECE, at = t * a->in_stride + from, to = t * a->d_stride + from;
+      int64_t n = a->dim - from < PX_PIECE ? a->dim - from : PX_PIECE, at = t * a->in_stride + from,
+              to = t * a->d_stride + from;
       px_load_row(a->gate, a->dtype, at, n, x);
       px_load_row(a->dy, a->dtype, t * a->dy_stride + from, n, dy);
       if (a->up) px_load_row(a->up, a->dtype, at, n, up);

@@ -1,18 +1,27 @@
 /* SPDX-License-Identifier: MIT
  * Block layouts as GGUF stores them (little-endian):
  *   Q8_0 {f16 d; i8 q[32]}: d q      Q4_0 {f16 d; u8 q[16]}: d (q - 8)      Q4_1 {f16 d, m; u8 q[16]}: d q + m
- *   Q5_0, Q5_1: as Q4 with a fifth bit from u32 h        (low nibbles are the first half of a block, high ones the second)
- *   Q4_K {f16 d, min; u8 s[12]; u8 q[128]}: 8 groups of 32, 6-bit scales and minima: d s q - min m
- *   Q5_K {..; u8 h[32]; u8 q[128]}: with a fifth bit     Q6_K {u8 l[128], h[64]; i8 s[16]; f16 d}: d s (q - 32) */
+ *   Q5_0, Q5_1: as Q4 with a fifth bit from u32 h        (low nibbles are the first half of a block, high ones the
+ * second) Q4_K {f16 d, min; u8 s[12]; u8 q[128]}: 8 groups of 32, 6-bit scales and minima: d s q - min m Q5_K {..; u8
+ * h[32]; u8 q[128]}: with a fifth bit     Q6_K {u8 l[128], h[64]; i8 s[16]; f16 d}: d s (q - 32) */
 #include "kernels/dequant.h"
+
 #include "kernels/math_cpu.h"
 
 const char *px_dequant_check(const px_dequant_args *a) {
   const px_dtype_info *info = px_dtype_get(a->src_type);
-  if (!info || a->src_type == PX_I32 || a->src_type == PX_I64 || a->src_type == PX_U8) return "the source is no type of weights";
+  if (!info || a->src_type == PX_I32 || a->src_type == PX_I64 || a->src_type == PX_U8)
+    return "the source is no type of weights";
   if (px_check_type(a->dst_type)) return "the target must be f32 or bf16";
   if (a->count < 0 || a->count % info->block_elements) return "the count is no multiple of the block";
   return a->count && (!a->src || !a->dst) ? "a pointer is missing" : NULL;
+}
+
+px_cost px_dequant_cost(const px_dequant_args *a) {
+  double n = (double)a->count;
+  return (px_cost){
+      .bytes = (double)px_dtype_bytes(a->src_type, (size_t)a->count) + n * (double)px_dtype_bytes(a->dst_type, 1),
+      .operations = 2 * n};
 }
 
 static float half_at(const uint8_t *p) {
@@ -91,14 +100,30 @@ static void q6_k(const uint8_t *b, float *y) {
 
 static void block(px_dtype type, const uint8_t *b, float *y) {
   switch (type) {
-    case PX_Q8_0: q8(b, y); break;
-    case PX_Q4_0: q4(b, false, y); break;
-    case PX_Q4_1: q4(b, true, y); break;
-    case PX_Q5_0: q5(b, false, y); break;
-    case PX_Q5_1: q5(b, true, y); break;
-    case PX_Q4_K: q45_k(b, false, y); break;
-    case PX_Q5_K: q45_k(b, true, y); break;
-    default: q6_k(b, y); break;
+    case PX_Q8_0:
+      q8(b, y);
+      break;
+    case PX_Q4_0:
+      q4(b, false, y);
+      break;
+    case PX_Q4_1:
+      q4(b, true, y);
+      break;
+    case PX_Q5_0:
+      q5(b, false, y);
+      break;
+    case PX_Q5_1:
+      q5(b, true, y);
+      break;
+    case PX_Q4_K:
+      q45_k(b, false, y);
+      break;
+    case PX_Q5_K:
+      q45_k(b, true, y);
+      break;
+    default:
+      q6_k(b, y);
+      break;
   }
 }
 
@@ -118,7 +143,7 @@ static void piece(const px_dequant_args *a, const px_dtype_info *info, int64_t a
 
 int px_dequant_cpu(const px_dequant_args *a) {
   const px_dtype_info *info = px_dtype_get(a->src_type);
-#pragma omp parallel for schedule(static) if (a->count > 65536)
+#pragma omp parallel for schedule(static) if (a->count >= PX_PARALLEL_MIN)
   for (int64_t at = 0; at < a->count; at += PX_PIECE) {
     float y[PX_PIECE];
     int64_t n = a->count - at < PX_PIECE ? a->count - at : PX_PIECE;

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT
  * Small passes over rows: add, scale, dropout, cast, column sums, gather and scatter of rows.
- * Everything is [rows, dim] with row strides in elements; arithmetic float32, one rounding. */
+ * Shapes: everything is [rows, dim], f32 or bf16, with row strides in elements. Arithmetic float32, one rounding.
+ * Aliasing: only where said. Determinism: an element depends on its own inputs alone, col_sum adds in the order of t;
+ * nothing depends on the number of threads. Outputs are assigned, but for col_sum, which accumulates. */
 #ifndef PX_KERNELS_ELEMENTWISE_H
 #define PX_KERNELS_ELEMENTWISE_H
 
 #include "core/types.h"
+#include "kernels/cost.h"
 
 /* y = a + b. y may be a or b. */
 typedef struct px_add_args {
@@ -14,7 +17,8 @@ typedef struct px_add_args {
   void *y;
 } px_add_args;
 
-/* y = x * alpha * s[id[t]][j]: id NULL means entry 0; s NULL means 1. s entries are float32 [dim]. y may be x. */
+/* y = x * (alpha * s[id[t]][j]): id NULL means entry 0; s NULL means 1. s entries are float32 [dim]; id is not checked.
+ * y may be x. */
 typedef struct px_scale_args {
   px_dtype dtype;
   int64_t rows, dim, x_stride, y_stride;
@@ -25,8 +29,8 @@ typedef struct px_scale_args {
   void *y;
 } px_scale_args;
 
-/* y = x keep / (1 - p), keep decided by px_philox(seed, stream, step, index0 + t * dim + j) word 0: px_uniform(word) >= p.
- * Forward and backward are the same pass. y may be x. p in [0, 1). */
+/* y = x keep / (1 - p), keep decided by px_philox(seed, stream, step, index0 + t * dim + j) word 0: px_uniform(word) >=
+ * p. Forward and backward are the same pass. y may be x. p in [0, 1). */
 typedef struct px_dropout_args {
   px_dtype dtype;
   int64_t rows, dim, x_stride, y_stride;
@@ -37,7 +41,8 @@ typedef struct px_dropout_args {
   void *y;
 } px_dropout_args;
 
-/* y = (y_type) x; f32, f16, bf16 in any direction. */
+/* y = (y_type) x; f32, f16, bf16 in any direction, to nearest even; NaN stays NaN (the bits of one that stays in its
+ * type). y may be x where both types are of one size. */
 typedef struct px_cast_args {
   px_dtype x_type, y_type;
   int64_t rows, dim, x_stride, y_stride;
@@ -54,7 +59,7 @@ typedef struct px_col_sum_args {
 } px_col_sum_args;
 
 /* gather: y[i] = x[index[i]]. scatter: y[index[i]] = x[i], all other rows of y become zero; index ascending, distinct.
- * `rows` counts the index; `all_rows` the other side. */
+ * `rows` counts the index; `all_rows` the other side; the index is not checked. y is not x. */
 typedef struct px_rows_args {
   px_dtype dtype;
   int64_t rows, all_rows, dim, x_stride, y_stride;
@@ -70,6 +75,13 @@ const char *px_cast_check(const px_cast_args *a);
 const char *px_col_sum_check(const px_col_sum_args *a);
 const char *px_gather_rows_check(const px_rows_args *a);
 const char *px_scatter_rows_check(const px_rows_args *a);
+px_cost px_add_cost(const px_add_args *a);
+px_cost px_scale_cost(const px_scale_args *a);
+px_cost px_dropout_cost(const px_dropout_args *a);
+px_cost px_cast_cost(const px_cast_args *a);
+px_cost px_col_sum_cost(const px_col_sum_args *a);
+px_cost px_gather_rows_cost(const px_rows_args *a);
+px_cost px_scatter_rows_cost(const px_rows_args *a);
 int px_add_cpu(const px_add_args *a);
 int px_scale_cpu(const px_scale_args *a);
 int px_dropout_cpu(const px_dropout_args *a);

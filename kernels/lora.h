@@ -4,12 +4,16 @@
  *   FWD   y[t, j] (+)= m.scale sum_i x[t, i] m.w[j, i]      x [rows, in], y [rows, out], m.w [out, in] f32 or dtype
  *   DX    x[t, i] (+)= m.scale sum_j y[t, j] m.w[j, i]      (x is written, y read)
  *   DW    m.dw[j, i] += m.scale sum_t y[t, j] x[t, i]       float32, in the order of t
- * in and out may differ per id; columns of the written side beyond them, and rows without an adapter, become zero unless
- * accumulate. Arithmetic float32, one rounding. */
+ * Shapes: x [rows, x_dim] and y [rows, y_dim] with row strides, in <= x_dim and out <= y_dim. in and out may differ per
+ * id; columns of the written side beyond them, and rows without an adapter, become zero unless accumulate, which leaves
+ * them. Limits: offsets ascend; an adapter id of mat_count or more fails with code 1 and nothing is written. Aliasing:
+ * none. Arithmetic float32, one rounding, scale applied to the finished sum (DW: to y). Determinism: a row depends on
+ * itself and its matrix alone; nothing depends on the number of threads. DW accumulates. */
 #ifndef PX_KERNELS_LORA_H
 #define PX_KERNELS_LORA_H
 
 #include "core/types.h"
+#include "kernels/cost.h"
 
 typedef enum px_lora_mode { PX_LORA_FWD = 0, PX_LORA_DX = 1, PX_LORA_DW = 2 } px_lora_mode;
 
@@ -33,6 +37,7 @@ typedef struct px_lora_args {
 } px_lora_args;
 
 const char *px_lora_check(const px_lora_args *a);
+px_cost px_lora_cost(const px_lora_args *a);
 int px_lora_cpu(const px_lora_args *a);
 
 #endif

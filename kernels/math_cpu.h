@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * What the CPU kernels share: functions and roundings without branches, so that loops over them become vector code without
- * relaxed arithmetic, and rows in and out of float32. Errors are against float64, in units of the last place (ulp) of
- * float32, measured by tests/kernels/math_test.c. The polynomials are minimax fits made for this file. */
+ * What the CPU kernels share: functions and roundings without branches, so that loops over them become vector code
+ * without relaxed arithmetic, and rows in and out of float32. Errors are against float64, in units of the last place
+ * (ulp) of float32, measured by tests/kernels/math_test.c. The polynomials are minimax fits made for this file. */
 #ifndef PX_KERNELS_MATH_CPU_H
 #define PX_KERNELS_MATH_CPU_H
 
@@ -9,7 +9,8 @@
 
 #include "core/types.h"
 
-/* exp(x) within 1.5 ulp where the result is normal; gradual below; 0 below -103.9, infinity above 88.73, NaN stays NaN. */
+/* exp(x) within 1.5 ulp where the result is normal; gradual below; 0 below -103.9, infinity above 88.73, NaN stays NaN.
+ */
 static inline float px_exp(float x) {
   float clamped = x > -104.0f ? x : -104.0f; /* NaN becomes -104 here and returns in the last line */
   clamped = clamped < 89.0f ? clamped : 89.0f;
@@ -156,10 +157,12 @@ static inline void px_store_row(void *row, px_dtype type, int64_t at, int64_t co
 /* Rows are worked on in pieces of this many floats on the stack. */
 enum { PX_PIECE = 512 };
 
-/* Below this many elements a pass stays on the calling thread: waking the others costs more than the work. The bits of a
- * pass depend on neither, since every sum runs in an order that its arguments alone decide. */
+/* Below this many elements a pass stays on the calling thread: waking the others costs more than the work. The bits of
+ * a pass depend on neither, since every sum runs in an order that its arguments alone decide. */
 enum { PX_PARALLEL_MIN = 32768 };
 
-static inline const char *px_check_type(px_dtype t) { return t == PX_F32 || t == PX_BF16 ? NULL : "the type must be f32 or bf16"; }
+static inline const char *px_check_type(px_dtype t) {
+  return t == PX_F32 || t == PX_BF16 ? NULL : "the type must be f32 or bf16";
+}
 
 #endif

@@ -7,11 +7,17 @@
  * Backward from dy, u, r, m: with g = dy w, n = (u - m) r (m = 0 for rms):
  *   dx = r (g - [layer: mean(g)] - n mean(g n)) + dresidual
  *   dw += sum_t dy n   db += sum_t dy   (float32, fixed order; NULL: not wanted)
- * Arithmetic float32; weights f32 or dtype (weight_type). dx may be dresidual or dy. y may be x when nothing else reads x. */
+ * Shapes: x, residual, sum, y, dy, dx, dresidual [rows, heads, dim] with row strides in elements; weight, bias, dw, db
+ * [dim]; rstd, mean [rows, heads] float32. Limits: heads, dim >= 1; sum and residual go together. Aliasing: y may be x
+ * or sum when nothing else reads them, sum may be x or residual, dx may be dy or dresidual of its stride. Arithmetic
+ * float32, one rounding each of sum, y and dx; weights f32 or of the rows' type (weight_type). The variance of layer
+ * norm is of the differences from the mean, in a pass of its own. Determinism: a row depends on itself alone, dw and db
+ * add in the order of t; nothing depends on the number of threads. dw and db accumulate, all else is assigned. */
 #ifndef PX_KERNELS_NORM_H
 #define PX_KERNELS_NORM_H
 
 #include "core/types.h"
+#include "kernels/cost.h"
 
 typedef enum px_norm_kind { PX_NORM_RMS = 0, PX_NORM_LAYER = 1 } px_norm_kind;
 
@@ -45,6 +51,8 @@ typedef struct px_norm_bwd_args {
 
 const char *px_norm_fwd_check(const px_norm_fwd_args *a);
 const char *px_norm_bwd_check(const px_norm_bwd_args *a);
+px_cost px_norm_fwd_cost(const px_norm_fwd_args *a);
+px_cost px_norm_bwd_cost(const px_norm_bwd_args *a);
 int px_norm_fwd_cpu(const px_norm_fwd_args *a);
 int px_norm_bwd_cpu(const px_norm_bwd_args *a);
 

@@ -1,27 +1,45 @@
 /* SPDX-License-Identifier: MIT */
-#include "kernels/math_cpu.h"
 #include "kernels/norm.h"
 
+#include "kernels/math_cpu.h"
 
 const char *px_norm_fwd_check(const px_norm_fwd_args *a) {
+  if (a->kind != PX_NORM_RMS && a->kind != PX_NORM_LAYER) return "the kind of norm is unknown";
   if (a->rows < 0 || a->heads < 1 || a->dim < 1) return "rows, heads or dim is out of range";
   if (px_check_type(a->dtype)) return "the type must be f32 or bf16";
   if (a->weight_type != PX_F32 && a->weight_type != a->dtype) return "weights must be f32 or of the rows' type";
   if (!a->residual != !a->sum) return "residual and sum go together";
   if (a->rows && (!a->x || !a->y || !a->weight)) return "a pointer is missing";
-  if (a->x_stride < (int64_t)a->heads * a->dim || a->y_stride < (int64_t)a->heads * a->dim) return "a stride is shorter than its row";
+  if (a->x_stride < (int64_t)a->heads * a->dim || a->y_stride < (int64_t)a->heads * a->dim)
+    return "a stride is shorter than its row";
   return NULL;
 }
 
 const char *px_norm_bwd_check(const px_norm_bwd_args *a) {
+  if (a->kind != PX_NORM_RMS && a->kind != PX_NORM_LAYER) return "the kind of norm is unknown";
   if (a->rows < 0 || a->heads < 1 || a->dim < 1) return "rows, heads or dim is out of range";
   if (px_check_type(a->dtype)) return "the type must be f32 or bf16";
   if (a->weight_type != PX_F32 && a->weight_type != a->dtype) return "weights must be f32 or of the rows' type";
   if (a->rows && (!a->x || !a->dy || !a->weight || !a->rstd)) return "a pointer is missing";
   if (a->rows && a->kind == PX_NORM_LAYER && !a->mean) return "layer norm needs the means";
   int64_t row = (int64_t)a->heads * a->dim;
-  if (a->x_stride < row || a->dy_stride < row || (a->dx && a->dx_stride < row)) return "a stride is shorter than its row";
+  if (a->x_stride < row || a->dy_stride < row || (a->dx && a->dx_stride < row))
+    return "a stride is shorter than its row";
   return NULL;
+}
+
+px_cost px_norm_fwd_cost(const px_norm_fwd_args *a) {
+  double n = (double)a->rows * a->heads * a->dim, element = (double)px_dtype_bytes(a->dtype, 1);
+  double statistics = (a->rstd ? 4.0 : 0.0) + (a->mean ? 4.0 : 0.0);
+  return (px_cost){.bytes = n * element * (a->residual ? 4 : 2) + (double)a->rows * a->heads * statistics,
+                   .operations = n * (a->kind == PX_NORM_LAYER ? 7 : 4) + (a->residual ? n : 0)};
+}
+
+px_cost px_norm_bwd_cost(const px_norm_bwd_args *a) {
+  double n = (double)a->rows * a->heads * a->dim, element = (double)px_dtype_bytes(a->dtype, 1);
+  return (px_cost){
+      .bytes = n * element * (2 + (a->dx ? 1 : 0) + (a->dx && a->dresidual ? 1 : 0)) + (double)a->rows * a->heads * 8,
+      .operations = n * ((a->dx ? 9 : 0) + (a->dw ? 3 : 0) + (a->db ? 1 : 0))};
 }
 
 static void fwd_row(const px_norm_fwd_args *a, int64_t t, int64_t h) {
@@ -75,13 +93,14 @@ static void fwd_row(const px_norm_fwd_args *a, int64_t t, int64_t h) {
 }
 
 int px_norm_fwd_cpu(const px_norm_fwd_args *a) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (a->rows * a->heads * a->dim >= PX_PARALLEL_MIN)
   for (int64_t r = 0; r < a->rows * a->heads; r++) fwd_row(a, r / a->heads, r % a->heads);
   return 0;
 }
 
 static void bwd_row(const px_norm_bwd_args *a, int64_t t, int64_t h) {
-  int64_t at = t * a->x_stride + h * a->dim, dy_at = t * a->dy_stride + h * a->dim, dx_at = t * a->dx_stride + h * a->dim;
+  int64_t at = t * a->x_stride + h * a->dim, dy_at = t * a->dy_stride + h * a->dim,
+          dx_at = t * a->dx_stride + h * a->dim;
   float rstd = a->rstd[t * a->heads + h], mean = a->kind == PX_NORM_LAYER ? a->mean[t * a->heads + h] : 0;
   float g[PX_PIECE], x[PX_PIECE], w[PX_PIECE], sum_g = 0, sum_gn = 0;
   for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
@@ -134,11 +153,12 @@ static void weight_columns(const px_norm_bwd_args *a, int64_t from, int64_t n) {
 int px_norm_bwd_cpu(const px_norm_bwd_args *a) {
   if (a->dw || a->db) { /* before dx, which may take the place of dy */
     enum { COLUMNS = 64 };
-#pragma omp parallel for schedule(static)
-    for (int64_t from = 0; from < a->dim; from += COLUMNS) weight_columns(a, from, a->dim - from < COLUMNS ? a->dim - from : COLUMNS);
+#pragma omp parallel for schedule(static) if (a->rows * a->heads * a->dim >= PX_PARALLEL_MIN)
+    for (int64_t from = 0; from < a->dim; from += COLUMNS)
+      weight_columns(a, from, a->dim - from < COLUMNS ? a->dim - from : COLUMNS);
   }
   if (!a->dx) return 0;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (a->rows * a->heads * a->dim >= PX_PARALLEL_MIN)
   for (int64_t r = 0; r < a->rows * a->heads; r++) bwd_row(a, r / a->heads, r % a->heads);
   return 0;
 }

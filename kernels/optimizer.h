@@ -2,16 +2,19 @@
  * Sum of squares and AdamW (Loshchilov and Hutter 2019) over a whole list of tensors, per group.
  * Gradients are float32 sums over labelled tokens; the division by their number n happens here, once.
  *   sum_sq: group.sum_sq = sum over the group's tensors and elements of g^2 (float64, fixed order; assigned)
- *   adamw:  norm = sqrt(group.sum_sq) / n; group.grad_norm = norm; if group.loss_sum / n or norm is not finite, or n == 0:
- *           group.skipped = 1 and every tensor of the group stays untouched. Else group.skipped = 0, and with
- *           c = clip > 0 ? min(1, clip / (norm + 1e-6)) : 1,  g = c * grad / n,  t = group.step + 1, lr = group.lr * lr_scale:
- *           m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,
- *           value -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * value);   then group.step = t.
- *   Element arithmetic is float32 in the order written (bias corrections are float64, rounded once). */
+ *   adamw:  norm = sqrt(group.sum_sq) / n; group.grad_norm = norm; if group.loss_sum / n or norm is not finite, or n ==
+ * 0: group.skipped = 1 and every tensor of the group stays untouched. Else group.skipped = 0, and with c = clip > 0 ?
+ * min(1, clip / (norm + 1e-6)) : 1,  g = c * grad / n,  t = group.step + 1, lr = group.lr * lr_scale: m = b1 m + (1 -
+ * b1) g,  v = b2 v + (1 - b2) g^2, value -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * value);
+ * then group.step = t. A division by 1 - b^t is a product with 1 / (1 - b^t). What is the same for a whole tensor (c /
+ * n, those factors) is float64, rounded once; element arithmetic is float32 in the order written. Shapes: every tensor
+ * `count` elements, dense float32; tensors do not overlap. Determinism: parts of fixed length, summed in order, tensors
+ * in the order of the list: the bits do not depend on the number of threads. */
 #ifndef PX_KERNELS_OPTIMIZER_H
 #define PX_KERNELS_OPTIMIZER_H
 
 #include "core/types.h"
+#include "kernels/cost.h"
 
 /* Lives in backend memory; the host writes lr and tokens before a step and reads the rest after it. */
 typedef struct px_group {
@@ -46,6 +49,8 @@ typedef struct px_adamw_args {
 
 const char *px_sum_sq_check(const px_sum_sq_args *a);
 const char *px_adamw_check(const px_adamw_args *a);
+px_cost px_sum_sq_cost(const px_sum_sq_args *a);
+px_cost px_adamw_cost(const px_adamw_args *a);
 int px_sum_sq_cpu(const px_sum_sq_args *a);
 int px_adamw_cpu(const px_adamw_args *a);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-#include "kernels/math_cpu.h"
 #include "kernels/optimizer.h"
+
+#include "kernels/math_cpu.h"
 
 static const char *check(const px_opt_tensor *tensors, int32_t count, const px_group *groups, int32_t group_count) {
   if (count < 0 || group_count < 0) return "a count is negative";
@@ -12,10 +13,34 @@ static const char *check(const px_opt_tensor *tensors, int32_t count, const px_g
   return NULL;
 }
 
-const char *px_sum_sq_check(const px_sum_sq_args *a) { return check(a->tensors, a->tensor_count, a->groups, a->group_count); }
-const char *px_adamw_check(const px_adamw_args *a) {
-  if (!(a->beta1 >= 0 && a->beta1 < 1 && a->beta2 >= 0 && a->beta2 < 1 && a->eps > 0)) return "beta1, beta2 or eps is out of range";
+const char *px_sum_sq_check(const px_sum_sq_args *a) {
   return check(a->tensors, a->tensor_count, a->groups, a->group_count);
+}
+
+const char *px_adamw_check(const px_adamw_args *a) {
+  if (!(a->beta1 >= 0 && a->beta1 < 1 && a->beta2 >= 0 && a->beta2 < 1)) return "beta1 and beta2 must be in [0, 1)";
+  if (!(a->eps > 0)) return "eps must be above 0";
+  const char *wrong = check(a->tensors, a->tensor_count, a->groups, a->group_count);
+  for (int32_t i = 0; !wrong && i < a->tensor_count; i++)
+    if (a->tensors[i].count && (!a->tensors[i].value || !a->tensors[i].m || !a->tensors[i].v))
+      wrong = "a tensor has no value or moments";
+  return wrong;
+}
+
+static double elements(const px_opt_tensor *tensors, int32_t count) {
+  double n = 0;
+  for (int32_t i = 0; i < count; i++) n += (double)tensors[i].count;
+  return n;
+}
+
+px_cost px_sum_sq_cost(const px_sum_sq_args *a) {
+  double n = elements(a->tensors, a->tensor_count);
+  return (px_cost){.bytes = 4 * n, .operations = 2 * n};
+}
+
+px_cost px_adamw_cost(const px_adamw_args *a) {
+  double n = elements(a->tensors, a->tensor_count);
+  return (px_cost){.bytes = 28 * n, .operations = 17 * n};
 }
 
 enum { PART = 4096, PARTS_AT_ONCE = 256 };
@@ -27,12 +52,13 @@ static double tensor_sum_sq(const px_opt_tensor *t) {
   for (int64_t first = 0; first < parts; first += PARTS_AT_ONCE) {
     double sums[PARTS_AT_ONCE];
     int64_t here = parts - first < PARTS_AT_ONCE ? parts - first : PARTS_AT_ONCE;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (here * PART >= PX_PARALLEL_MIN)
     for (int64_t p = 0; p < here; p++) {
       int64_t at = (first + p) * PART, n = t->count - at < PART ? t->count - at : PART;
+      const float *g = t->grad + at;
       double sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < n; i++) sum += (double)t->grad[at + i] * (double)t->grad[at + i];
+      for (int64_t i = 0; i < n; i++) sum += (double)g[i] * (double)g[i];
       sums[p] = sum;
     }
     for (int64_t p = 0; p < here; p++) total += sums[p];
@@ -46,6 +72,36 @@ int px_sum_sq_cpu(const px_sum_sq_args *a) {
   return 0;
 }
 
+/* What is the same for all elements of a tensor. */
+typedef struct factors {
+  float scale, lr, b1, b2, correct1, correct2, eps, decay;
+} factors;
+
+static factors factors_of(const px_adamw_args *a, const px_opt_tensor *t) {
+  const px_group *group = &a->groups[t->group];
+  double step = (double)(group->step + 1), n = (double)group->tokens, norm = sqrt(group->sum_sq) / n, clip = 1;
+  if (group->clip > 0 && (double)group->clip / (norm + 1e-6) < 1) clip = (double)group->clip / (norm + 1e-6);
+  return (factors){.scale = (float)(clip / n),
+                   .lr = group->lr * t->lr_scale,
+                   .b1 = a->beta1,
+                   .b2 = a->beta2,
+                   .correct1 = (float)(1.0 / (1.0 - pow((double)a->beta1, step))),
+                   .correct2 = (float)(1.0 / (1.0 - pow((double)a->beta2, step))),
+                   .eps = a->eps,
+                   .decay = t->weight_decay};
+}
+
+static void update_part(float *value, const float *grad, float *first, float *second, int64_t count, factors f) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; i++) {
+    float g = grad[i] * f.scale;
+    float m = f.b1 * first[i] + (1.0f - f.b1) * g, v = f.b2 * second[i] + (1.0f - f.b2) * g * g;
+    first[i] = m;
+    second[i] = v;
+    value[i] -= f.lr * (m * f.correct1 / (sqrtf(v * f.correct2) + f.eps) + f.decay * value[i]);
+  }
+}
+
 int px_adamw_cpu(const px_adamw_args *a) {
   for (int32_t g = 0; g < a->group_count; g++) {
     px_group *group = &a->groups[g];
@@ -55,21 +111,12 @@ int px_adamw_cpu(const px_adamw_args *a) {
   }
   for (int32_t i = 0; i < a->tensor_count; i++) {
     const px_opt_tensor *t = &a->tensors[i];
-    const px_group *group = &a->groups[t->group];
-    if (group->skipped) continue;
-    double step = (double)(group->step + 1);
-    float norm = group->grad_norm, clip = group->clip > 0 && group->clip / (norm + 1e-6f) < 1 ? group->clip / (norm + 1e-6f) : 1.0f;
-    float scale = clip / (float)group->tokens, lr = group->lr * t->lr_scale;
-    float c1 = (float)(1.0 / (1.0 - pow((double)a->beta1, step))), c2 = (float)(1.0 / (1.0 - pow((double)a->beta2, step)));
-    float b1 = a->beta1, b2 = a->beta2, eps = a->eps, decay = t->weight_decay;
-#pragma omp parallel for simd schedule(static)
-    for (int64_t j = 0; j < t->count; j++) {
-      float grad = t->grad[j] * scale;
-      float m = b1 * t->m[j] + (1.0f - b1) * grad, v = b2 * t->v[j] + (1.0f - b2) * grad * grad;
-      t->m[j] = m;
-      t->v[j] = v;
-      t->value[j] -= lr * (m * c1 / (sqrtf(v * c2) + eps) + decay * t->value[j]);
-    }
+    if (a->groups[t->group].skipped) continue;
+    factors f = factors_of(a, t);
+    /* Parts of fixed length, so that an element takes the same path for any number of threads. */
+#pragma omp parallel for schedule(static) if (t->count >= PX_PARALLEL_MIN)
+    for (int64_t at = 0; at < t->count; at += PART)
+      update_part(t->value + at, t->grad + at, t->m + at, t->v + at, t->count - at < PART ? t->count - at : PART, f);
   }
   for (int32_t g = 0; g < a->group_count; g++) a->groups[g].step += !a->groups[g].skipped;
   return 0;

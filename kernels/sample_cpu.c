@@ -1,93 +1,170 @@
-/* SPDX-License-Identifier: MIT */
-#include "core/random.h"
-#include "kernels/math_cpu.h"
+/* SPDX-License-Identifier: MIT
+ * Nothing is sorted and nothing is moved. Once the best logit is subtracted and the temperature divided out, every
+ * value is d <= 0, and the bits of -d, as an unsigned number, ascend exactly where d descends: a radix descent over
+ * those bits (11, 11, 10), with a count and a mass per bucket, finds the place in the descending order where a count or
+ * a mass is reached. */
 #include "kernels/sample.h"
 
+#include "core/random.h"
+#include "kernels/math_cpu.h"
+
 const char *px_sample_check(const px_sample_args *a) {
-  if (a->rows < 0 || a->vocab < 1) return "rows or vocab is out of range";
+  if (a->rows < 0 || a->vocab < 1 || a->vocab > INT32_MAX) return "rows or vocab is out of range";
   if (a->stride < a->vocab) return "the stride is shorter than a row";
   if (a->rows && (!a->logits || !a->params || !a->ids)) return "a pointer is missing";
   for (int64_t t = 0; t < a->rows; t++) {
     const px_sample_row *p = &a->params[t];
-    if (!(p->temperature >= 0) || !(p->top_p > 0) || !(p->min_p >= 0 && p->min_p <= 1) || !(p->repetition_penalty > 0) || p->top_k < 0)
-      return "a sampling parameter is out of range";
+    if (!(p->temperature >= 0 && p->temperature < INFINITY)) return "the temperature must be 0 or more";
+    if (!(p->top_p > 0)) return "top_p must be above 0";
+    if (!(p->min_p >= 0 && p->min_p <= 1)) return "min_p must be in [0, 1]";
+    if (!(p->repetition_penalty > 0 && p->repetition_penalty < INFINITY))
+      return "the repetition penalty must be above 0";
+    if (p->top_k < 0) return "top_k must be 0 or more";
+    if (p->history_count < 0 || (p->history_count && !p->history)) return "the history is missing";
   }
   return NULL;
 }
 
-/* The best remaining token: largest logit, then smallest id. */
-static int64_t best(const float *z, int64_t n) {
-  int64_t at = 0;
-  for (int64_t i = 1; i < n; i++)
-    if (z[i] > z[at]) at = i;
-  return at;
+px_cost px_sample_cost(const px_sample_args *a) {
+  double n = (double)a->rows * (double)a->vocab;
+  return (px_cost){.bytes = 4 * n, .operations = 4 * n};
 }
 
+/* Every token of the history once, however often it occurs: a bit per id, in windows that fit the stack. */
 static void penalise(const px_sample_row *p, float *z, int64_t vocab) {
-  for (int32_t h = 0; p->repetition_penalty != 1.0f && h < p->history_count; h++) {
-    int32_t id = p->history[h];
-    bool seen = id < 0 || id >= vocab;
-    for (int32_t e = 0; !seen && e < h; e++) seen = p->history[e] == id;
-    if (!seen) z[id] = z[id] > 0 ? z[id] / p->repetition_penalty : z[id] * p->repetition_penalty;
-  }
-}
-
-/* Draws by taking tokens in descending order; what is taken becomes -inf. A draw looks at few tokens, since they are taken
- * only until the cumulative probability exceeds u. */
-static int32_t draw(const px_sample_row *p, float *z, int64_t vocab) {
-  int64_t top = best(z, vocab);
-  float peak = z[top];
-  double total = 0;
-  for (int64_t i = 0; i < vocab; i++) {
-    z[i] = px_exp((z[i] - peak) / p->temperature); /* now relative probabilities, the best is 1 */
-    total += (double)z[i];
-  }
-  /* What the filters leave: its count and mass, found in the same descending order as the draw itself. */
-  double u = (double)px_uniform(px_philox(p->seed, PX_STREAM_SAMPLE, p->position, p->row).v[0]);
-  bool filtered = p->top_k > 0 || p->top_p < 1.0f || p->min_p > 0;
-  double mass = total;
-  if (filtered) {
-    mass = 0;
-    float least = 1;
-    int64_t least_id = -1, taken = 0;
-    for (;;) { /* next in (value descending, id ascending) order after (least, least_id) */
-      int64_t next = -1;
-      for (int64_t i = 0; i < vocab; i++)
-        if ((taken == 0 || z[i] < least || (z[i] == least && i > least_id)) && (next < 0 || z[i] > z[next])) next = i;
-      if (next < 0 || (p->top_k > 0 && taken >= p->top_k) || (taken > 0 && (z[next] < p->min_p || mass >= (double)p->top_p * total))) break;
-      mass += (double)z[next];
-      least = z[next];
-      least_id = next;
-      taken++;
+  enum { WINDOW = 1 << 16 };
+  if (p->repetition_penalty == 1.0f || p->history_count == 0) return;
+  for (int64_t from = 0; from < vocab; from += WINDOW) {
+    uint64_t seen[WINDOW / 64] = {0};
+    for (int32_t h = 0; h < p->history_count; h++) {
+      int64_t id = p->history[h], bit = id - from;
+      if (bit < 0 || bit >= WINDOW || id >= vocab || (seen[bit / 64] >> (bit % 64) & 1)) continue;
+      seen[bit / 64] |= UINT64_C(1) << (bit % 64);
+      z[id] = z[id] > 0 ? z[id] / p->repetition_penalty : z[id] * p->repetition_penalty;
     }
   }
-  double sum = 0;
-  float least = 1;
-  int64_t least_id = -1;
-  for (bool first = true;; first = false) {
-    int64_t next = -1;
-    for (int64_t i = 0; i < vocab; i++)
-      if ((first || z[i] < least || (z[i] == least && i > least_id)) && (next < 0 || z[i] > z[next])) next = i;
-    if (next < 0) return (int32_t)least_id;
-    sum += (double)z[next];
-    least = z[next];
-    least_id = next;
-    if (sum > u * mass || sum >= mass) return (int32_t)next;
+}
+
+/* The largest logit; NaN where one is NaN. */
+static float largest(const float *z, int64_t vocab) {
+  float best = -INFINITY;
+  int nan = 0;
+#pragma omp simd reduction(max : best) reduction(| : nan)
+  for (int64_t i = 0; i < vocab; i++) {
+    best = z[i] > best ? z[i] : best;
+    nan |= z[i] != z[i];
   }
+  return nan ? NAN : best;
+}
+
+static inline uint32_t key_of(float d) {
+  uint32_t u;
+  d = -d;
+  memcpy(&u, &d, 4);
+  return u & 0x7fffffffu; /* -0 is 0 */
+}
+
+/* A place in the descending order: the tokens up to it have a smaller key, or this key and an id up to `id`. */
+typedef struct place {
+  uint32_t key;
+  int64_t id;
+} place;
+
+static inline bool kept(place cut, uint32_t key, int64_t id) {
+  return key < cut.key || (key == cut.key && id <= cut.id);
+}
+
+static double mass_of(const float *d, int64_t vocab, place cut) {
+  double mass = 0;
+  for (int64_t i = 0; i < vocab; i++)
+    if (kept(cut, key_of(d[i]), i)) mass += (double)px_exp(d[i]);
+  return mass;
+}
+
+/* Counts and masses of the buckets that one more part of the key makes of the tokens that agree in the parts before it.
+ */
+enum { BUCKETS = 2048 };
+typedef struct buckets {
+  int64_t count[BUCKETS];
+  double mass[BUCKETS];
+} buckets;
+
+static void fill(const float *d, int64_t vocab, uint32_t prefix, int known, int low, int bits, buckets *b) {
+  memset(b, 0, sizeof *b);
+  for (int64_t i = 0; i < vocab; i++) {
+    uint32_t key = key_of(d[i]);
+    if (known && key >> (32 - known) != prefix) continue;
+    uint32_t at = key >> low & ((1u << bits) - 1);
+    b->count[at]++;
+    b->mass[at] += (double)px_exp(d[i]);
+  }
+}
+
+/* The first place at which `count` tokens are passed or their mass reaches `mass` (exceeds it where `beyond`). A mass
+ * that rounding keeps from being reached ends at the last token that has one. */
+static place descend(const float *d, int64_t vocab, int64_t count, double mass, bool beyond) {
+  static const int width[] = {11, 11, 10};
+  buckets b;
+  uint32_t prefix = 0;
+  int64_t passed = 0;
+  double sum = 0;
+  for (int level = 0, known = 0; level < 3; known += width[level++]) {
+    fill(d, vocab, prefix, known, 32 - known - width[level], width[level], &b);
+    int at = -1, last = 0;
+    for (int i = 0; i < 1 << width[level] && at < 0; i++) {
+      if (b.count[i] == 0) continue;
+      double then = sum + b.mass[i];
+      if (passed + b.count[i] >= count || (beyond ? then > mass : then >= mass)) at = i;
+      if (b.mass[i] > 0) last = i;
+    }
+    if (at < 0) at = last;
+    for (int i = 0; i < at; i++) {
+      passed += b.count[i];
+      sum += b.mass[i];
+    }
+    prefix = prefix << width[level] | (uint32_t)at;
+  }
+  place p = {prefix, -1};
+  for (int64_t i = 0; i < vocab; i++) {
+    if (key_of(d[i]) != prefix) continue;
+    p.id = i;
+    sum += (double)px_exp(d[i]);
+    if (++passed >= count || (beyond ? sum > mass : sum >= mass)) break;
+  }
+  return p;
+}
+
+static int32_t draw(const px_sample_row *p, float *z, int64_t vocab, float peak) {
+#pragma omp simd
+  for (int64_t i = 0; i < vocab; i++) z[i] = (z[i] - peak) / p->temperature;
+  place cut = {UINT32_MAX, vocab}, found;
+  if (p->top_k > 0 && p->top_k < vocab) cut = descend(z, vocab, p->top_k, INFINITY, false);
+  if (p->top_p < 1.0f) {
+    found = descend(z, vocab, INT64_MAX, (double)p->top_p * mass_of(z, vocab, cut), false);
+    if (kept(cut, found.key, found.id)) cut = found;
+  }
+  if (p->min_p > 0) {
+    found = (place){key_of(logf(p->min_p)), vocab};
+    if (!kept(found, cut.key, cut.id)) cut = found;
+  }
+  float u = px_uniform(px_philox(p->seed, PX_STREAM_SAMPLE, p->position, p->row).v[0]);
+  return (int32_t)descend(z, vocab, INT64_MAX, (double)u * mass_of(z, vocab, cut), true).id;
+}
+
+static int32_t sample_row(const px_sample_row *p, float *z, int64_t vocab) {
+  float peak = largest(z, vocab);
+  if (!isfinite(peak)) return -1;
+  penalise(p, z, vocab);
+  peak = largest(z, vocab);
+  if (!isfinite(peak)) return -1;
+  if (p->temperature > 0) return draw(p, z, vocab, peak);
+  int64_t at = 0;
+  while (z[at] != peak) at++;
+  return (int32_t)at;
 }
 
 int px_sample_cpu(const px_sample_args *a) {
-#pragma omp parallel for schedule(static)
-  for (int64_t t = 0; t < a->rows; t++) {
-    float *z = a->logits + t * a->stride;
-    bool nan = false;
-    for (int64_t i = 0; i < a->vocab; i++) nan |= z[i] != z[i];
-    if (nan) {
-      a->ids[t] = -1;
-      continue;
-    }
-    penalise(&a->params[t], z, a->vocab);
-    a->ids[t] = a->params[t].temperature > 0 ? draw(&a->params[t], z, a->vocab) : (int32_t)best(z, a->vocab);
-  }
+#pragma omp parallel for schedule(static) if (a->rows > 1 && a->rows * a->vocab >= PX_PARALLEL_MIN)
+  for (int64_t t = 0; t < a->rows; t++) a->ids[t] = sample_row(&a->params[t], a->logits + t * a->stride, a->vocab);
   return 0;
 }

@@ -13,8 +13,8 @@ static double ulps(float got, double want) {
 
 enum { BLOCK = 1024 };
 typedef void (*block_fn)(const float *x, float *y);
-#define BLOCK_OF(name)                                            \
-  static void name##_block(const float *x, float *y) {            \
+#define BLOCK_OF(name)                                                     \
+  static void name##_block(const float *x, float *y) {                     \
     _Pragma("omp simd") for (int i = 0; i < BLOCK; i++) y[i] = name(x[i]); \
   }
 BLOCK_OF(px_exp)
@@ -49,8 +49,9 @@ static double worst(block_fn f, double (*want)(double), float low, float high) {
 
 static void functions_are_exact_to_a_few_ulp(void **state) {
   (void)state;
-  double e[] = {worst(px_exp_block, exp, -87.3f, 88.7f), worst(px_exp_block, exp, -103.9f, -87.3f), worst(px_tanh_block, tanh, -104, 104),
-                worst(px_erf_block, erf, -104, 104), worst(px_sigmoid_block, sigmoid, -80, 80)};
+  double e[] = {worst(px_exp_block, exp, -87.3f, 88.7f), worst(px_exp_block, exp, -103.9f, -87.3f),
+                worst(px_tanh_block, tanh, -104, 104), worst(px_erf_block, erf, -104, 104),
+                worst(px_sigmoid_block, sigmoid, -80, 80)};
   const double bound[] = {1.5, 1.5, 2.0, 2.0, 2.5};
   for (int i = 0; i < 5; i++)
     if (!(e[i] <= bound[i])) fail_msg("function %d: %.3f ulp, allowed %.1f", i, e[i], bound[i]);
@@ -58,7 +59,8 @@ static void functions_are_exact_to_a_few_ulp(void **state) {
 
 static void ends_of_the_range(void **state) {
   (void)state;
-  assert_true(px_exp(-INFINITY) == 0 && px_exp(-104) == 0 && px_exp(INFINITY) == INFINITY && px_exp(89) == INFINITY && px_exp(0) == 1);
+  assert_true(px_exp(-INFINITY) == 0 && px_exp(-104) == 0 && px_exp(INFINITY) == INFINITY && px_exp(89) == INFINITY &&
+              px_exp(0) == 1);
   assert_true(px_exp(-1000) == 0 && px_exp(1e30f) == INFINITY);
   assert_true(px_tanh(INFINITY) == 1 && px_tanh(-INFINITY) == -1 && px_tanh(20) == 1 && px_tanh(0) == 0);
   assert_true(px_erf(INFINITY) == 1 && px_erf(-INFINITY) == -1 && px_erf(4.5f) == 1 && px_erf(0) == 0);
@@ -119,15 +121,19 @@ static void rows_go_in_and_out(void **state) {
   px_store_row(bf, PX_BF16, 1, 8, x);
   px_store_row(hf, PX_F16, 1, 8, x);
   px_load_row(bf, PX_BF16, 1, 8, y);
-  for (int i = 0; i < 8; i++) assert_true(y[i] == px_bf16_to_f32(px_f32_to_bf16(x[i])) && px_get(bf, PX_BF16, i + 1) == y[i]);
+  for (int i = 0; i < 8; i++)
+    assert_true(y[i] == px_bf16_to_f32(px_f32_to_bf16(x[i])) && px_get(bf, PX_BF16, i + 1) == y[i]);
   px_load_row(hf, PX_F16, 1, 8, y);
   for (int i = 0; i < 8; i++) assert_true(y[i] == x[i] && px_get(hf, PX_F16, i + 1) == y[i]);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(functions_are_exact_to_a_few_ulp), cmocka_unit_test(ends_of_the_range), cmocka_unit_test(alone_equals_vectorised),
-      cmocka_unit_test(roundings_equal_the_plain_ones),   cmocka_unit_test(rows_go_in_and_out),
+      cmocka_unit_test(functions_are_exact_to_a_few_ulp),
+      cmocka_unit_test(ends_of_the_range),
+      cmocka_unit_test(alone_equals_vectorised),
+      cmocka_unit_test(roundings_equal_the_plain_ones),
+      cmocka_unit_test(rows_go_in_and_out),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
