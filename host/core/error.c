@@ -9,6 +9,9 @@ static void fill(px_error *err, px_status status, int native, const char *format
   err->status = status;
   err->native = native;
   vsnprintf(err->message, sizeof err->message, format, args);
+  /* Names and texts of a file may stand in it: it stays one line, and no terminal obeys it. */
+  for (char *c = err->message; *c; c++)
+    if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
 }
 
 px_status px_fail(px_error *err, px_status status, const char *format, ...) {
