@@ -43,6 +43,7 @@ typedef struct px_request {
   uint64_t row;
   px_sampling sampling;
   void (*text)(void *user, uint64_t row, const char *bytes, size_t count, px_finish finish); /* last call: finish != NONE */
+  void (*token)(void *user, uint64_t row, int32_t id); /* every new token but a stop token; NULL: none */
   void *user;
 } px_request;
 px_status px_generator_add(px_generator *g, const px_request *request, px_error *err);
