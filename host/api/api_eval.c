@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: MIT
+ * Measuring: loss over the rows of a file, and the texts generated for their prompts against the references. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "api/handles.h"
+#include "format/json.h"
+#include "generate/score.h"
+#include "text/rows.h"
+#include "train/evaluate.h"
+
+/* Rows with equal prompts are one item with several references, in order of first appearance. */
+typedef struct item {
+  uint32_t row;              /* the first row with this prompt */
+  const char **references;
+  size_t reference_count, reference_capacity;
+  px_buf text;               /* generated */
+} item;
+
+typedef struct job {
+  const px_model *model;
+  const px_tokenizer *tok;
+  const px_adapter *adapter;
+  pfx_eval_options options;
+  px_backend *be;
+  px_rows rows;
+  double *row_loss;
+  item *items;
+  size_t item_count;
+  uint32_t *item_of_row;
+  int64_t done;
+} job;
+
+static px_status measure_loss(job *j, pfx_eval_result *result, px_error *err) {
+  px_prefix prefix = {0};
+  px_hooks hooks = {0};
+  px_eval_result r = {0};
+  px_status status = PX_OK;
+  if (j->adapter) {
+    status = px_prefix_open(px_model_config(j->model), j->be, j->model->dtype, j->adapter->values, j->adapter->tokens, &prefix, err);
+    hooks = (px_hooks){.segments = prefix.segments, .adapters = 1};
+  }
+  if (status == PX_OK)
+    status = px_eval_loss(j->model, j->be, &j->rows, j->adapter ? &hooks : NULL, prefix.tokens, j->row_loss, &r, err);
+  px_prefix_close(&prefix, j->be);
+  result->loss = r.loss;
+  result->perplexity = exp(r.loss);
+  result->tokens = r.tokens;
+  result->rows = (int64_t)j->rows.count;
+  return status;
+}
+
+/* FNV-1a over a prompt's ids. */
+static uint64_t prompt_hash(const px_rows *r, uint32_t row) {
+  uint64_t h = 14695981039346656037u;
+  for (uint64_t i = r->offsets[row]; i < r->offsets[row] + r->prompt_len[row]; i++) h = (h ^ (uint32_t)r->ids[i]) * 1099511628211u;
+  return h;
+}
+
+static bool same_prompt(const px_rows *r, uint32_t a, uint32_t b) {
+  return r->prompt_len[a] == r->prompt_len[b] && memcmp(r->ids + r->offsets[a], r->ids + r->offsets[b], r->prompt_len[a] * sizeof *r->ids) == 0;
+}
+
+static px_status add_references(job *j, item *it, uint32_t row, px_error *err) {
+  for (char **reference = j->rows.references[row]; reference && *reference; reference++) {
+    if (px_reserve(&it->references, &it->reference_capacity, it->reference_count + 1, sizeof *it->references) != 0)
+      return px_fail(err, PX_NO_MEMORY, "no memory");
+    it->references[it->reference_count++] = *reference;
+  }
+  return PX_OK;
+}
+
+static px_status make_items(job *j, px_error *err) {
+  size_t n = j->rows.count, slots = 16;
+  while (slots < 2 * n) slots *= 2;
+  j->items = px_calloc(n, sizeof *j->items);
+  j->item_of_row = px_calloc(n, sizeof *j->item_of_row);
+  uint32_t *table = px_calloc(slots, sizeof *table); /* item number + 1 */
+  px_status status = j->items && j->item_of_row && table ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory");
+  for (uint32_t row = 0; status == PX_OK && row < n; row++) {
+    if (!j->rows.prompt_len[row] || !j->rows.references[row] || !j->rows.references[row][0]) {
+      status = px_fail(err, PX_INVALID, "%s: line %llu has no prompt and completion: --generate needs both", j->options.data,
+                       (unsigned long long)j->rows.line[row]);
+      break;
+    }
+    size_t at = (size_t)prompt_hash(&j->rows, row) & (slots - 1);
+    while (table[at] && !same_prompt(&j->rows, j->items[table[at] - 1].row, row)) at = (at + 1) & (slots - 1);
+    if (!table[at]) {
+      j->items[j->item_count].row = row;
+      table[at] = (uint32_t)++j->item_count;
+    }
+    j->item_of_row[row] = table[at] - 1;
+    status = add_references(j, &j->items[table[at] - 1], row, err);
+  }
+  free(table);
+  return status;
+}
+
+static void keep_text(void *user, uint64_t row, const char *bytes, size_t count, px_finish finish) {
+  job *j = user;
+  px_buf_append(&j->items[row].text, bytes, count);
+  if (finish == PX_FINISH_NONE) return;
+  j->done++;
+  if (j->options.progress) j->options.progress(j->options.user, j->done, (int64_t)j->item_count);
+}
+
+static px_status generate(job *j, px_error *err) {
+  px_generator *g = NULL;
+  int32_t adapter = -1;
+  px_log log = px_api_log(j->options.log, j->options.log_user);
+  PX_TRY(px_generator_open(j->model, j->tok, &(px_generator_options){.log = log, .max_rows = 32}, &g, err));
+  px_status status = j->adapter ? px_generator_add_adapter(g, j->adapter, &adapter, err) : PX_OK;
+  for (size_t i = 0; status == PX_OK && i < j->item_count; i++) {
+    uint32_t row = j->items[i].row;
+    px_request request = {.ids = j->rows.ids + j->rows.offsets[row], .count = (int32_t)j->rows.prompt_len[row], .adapter = adapter, .row = i,
+                          .sampling = {.max_tokens = j->options.max_tokens}, .text = keep_text, .user = j};
+    status = px_generator_add(g, &request, err);
+  }
+  if (status == PX_OK) status = px_generator_run(g, j->options.cancelled, j->options.user, err);
+  px_generator_close(g);
+  return status;
+}
+
+static px_status score(job *j, pfx_eval_result *result, px_error *err) {
+  px_score_item *list = px_calloc(j->item_count, sizeof *list);
+  px_scores scores = {0};
+  if (!list) return px_fail(err, PX_NO_MEMORY, "no memory");
+  for (size_t i = 0; i < j->item_count; i++)
+    list[i] = (px_score_item){.hypothesis = j->items[i].text.data ? j->items[i].text.data : "", .references = j->items[i].references,
+                              .reference_count = j->items[i].reference_count};
+  px_status status = px_score_texts(list, j->item_count, &scores, err);
+  free(list);
+  result->items = (int64_t)j->item_count;
+  result->bleu = scores.bleu;
+  result->chrf = scores.chrf;
+  result->rouge_l = scores.rouge_l;
+  result->exact_match = scores.exact_match;
+  return status;
+}
+
+/* One JSON object a line; the object is consumed. */
+static px_status put_line(px_out *out, json_t *object, px_error *err) {
+  char *text = object ? json_dumps(object, JSON_COMPACT | JSON_PRESERVE_ORDER) : NULL;
+  json_decref(object);
+  if (!text) return px_fail(err, PX_NO_MEMORY, "no memory");
+  px_status status = px_out_write(out, text, strlen(text), err);
+  if (status == PX_OK) status = px_out_write(out, "\n", 1, err);
+  free(text);
+  return status;
+}
+
+static px_status write_predictions(job *j, px_error *err) {
+  px_out out;
+  PX_TRY(px_out_open(j->options.predictions, &out, err));
+  for (size_t i = 0; i < j->item_count; i++) {
+    const item *it = &j->items[i];
+    json_t *references = json_array();
+    for (size_t r = 0; r < it->reference_count; r++) json_array_append_new(references, json_string(it->references[r]));
+    json_t *object = json_object();
+    json_object_set_new(object, "prompt", json_string(j->rows.prompts[it->row]));
+    json_object_set_new(object, "prediction", json_stringn(it->text.data ? it->text.data : "", it->text.len));
+    json_object_set_new(object, "references", references);
+    PX_TRY(put_line(&out, object, err));
+  }
+  return px_out_commit(&out, err);
+}
+
+static px_status write_rows(job *j, px_error *err) {
+  px_out out;
+  PX_TRY(px_out_open(j->options.rows_out, &out, err));
+  for (size_t r = 0; r < j->rows.count; r++) {
+    int64_t tokens = 0;
+    for (uint64_t i = j->rows.offsets[r]; i < j->rows.offsets[r + 1]; i++) tokens += px_row_scores(&j->rows, i);
+    json_t *object = json_object();
+    json_object_set_new(object, "line", json_integer((json_int_t)j->rows.line[r]));
+    json_object_set_new(object, "loss", tokens ? json_real(j->row_loss[r] / (double)tokens) : json_null());
+    json_object_set_new(object, "tokens", json_integer(tokens));
+    if (j->rows.targets && j->rows.targets[r]) json_object_set_new(object, "text", json_string(j->rows.targets[r]));
+    if (j->options.generate) {
+      const px_buf *text = &j->items[j->item_of_row[r]].text;
+      json_object_set_new(object, "prediction", json_stringn(text->data ? text->data : "", text->len));
+    }
+    PX_TRY(put_line(&out, object, err));
+  }
+  return px_out_commit(&out, err);
+}
+
+static px_status run(job *j, pfx_eval_result *result, px_error *err) {
+  px_row_options rows;
+  px_log log = px_api_log(j->options.log, j->options.log_user);
+  if (j->options.predictions && !j->options.generate) return px_fail(err, PX_INVALID, "--predictions needs --generate");
+  if (j->options.generate && !j->tok) return px_fail(err, PX_INVALID, "--generate needs the model's tokenizer, and the model has none");
+  PX_TRY(px_api_row_options(&j->options.rows, j->tok, px_model_config(j->model), &rows, err));
+  if (rows.max_row_tokens == 0) rows.max_row_tokens = px_model_config(j->model)->context - (j->adapter ? j->adapter->tokens : 0);
+  rows.keep_text = j->options.generate || j->options.rows_out;
+  PX_TRY(px_backend_open_cpu(&(px_backend_options){.threads = j->model->be->threads, .log = log}, &j->be, err));
+  PX_TRY(px_rows_read(j->options.data, j->tok, &rows, &log, &j->rows, err));
+  j->row_loss = px_calloc(j->rows.count, sizeof *j->row_loss);
+  if (!j->row_loss) return px_fail(err, PX_NO_MEMORY, "no memory");
+  PX_TRY(measure_loss(j, result, err));
+  if (j->options.generate) {
+    PX_TRY(make_items(j, err));
+    PX_TRY(generate(j, err));
+    PX_TRY(score(j, result, err));
+  }
+  if (j->options.predictions) PX_TRY(write_predictions(j, err));
+  return j->options.rows_out ? write_rows(j, err) : PX_OK;
+}
+
+pfx_status pfx_eval_wait(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_adapter *adapter, const pfx_eval_options *options,
+                         pfx_eval_result *result, pfx_error *err) {
+  job j = {.model = model->model, .tok = tokenizer ? tokenizer->tok : NULL, .adapter = adapter ? adapter->adapter : NULL,
+           .options = pfx_eval_options_init()};
+  *result = (pfx_eval_result){.bleu = NAN, .chrf = NAN, .rouge_l = NAN, .exact_match = NAN};
+  if (px_api_options(&j.options, sizeof j.options, options, "pfx_eval_options", err) != PFX_OK) return PFX_INVALID;
+  if (!j.options.data) return px_api_status(px_fail(px_api_error(err), PX_INVALID, "--data is needed"));
+  px_status status = run(&j, result, px_api_error(err));
+  for (size_t i = 0; i < j.item_count; i++) {
+    free(j.items[i].references);
+    px_buf_free(&j.items[i].text);
+  }
+  free(j.items);
+  free(j.item_of_row);
+  free(j.row_loss);
+  px_rows_free(&j.rows);
+  px_backend_close(j.be);
+  return px_api_status(status);
+}

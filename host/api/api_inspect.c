@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: MIT
+ * What does this path hold? One JSON object is built; people get the same fields as lines. */
+#include <stdlib.h>
+
+#include "api/handles.h"
+#include "format/json.h"
+#include "text/rows.h"
+#include "train/trainer.h"
+
+static char *in_folder(px_arena *arena, const char *path, const char *name) { return px_arena_printf(arena, "%s/%s", path, name); }
+
+static void set_text(json_t *o, const char *key, const char *value) { json_object_set_new(o, key, value ? json_string(value) : json_null()); }
+static void set_int(json_t *o, const char *key, int64_t value) { json_object_set_new(o, key, json_integer(value)); }
+
+static px_status of_model(const char *path, bool verify, json_t *o, px_error *err) {
+  static const char *const ropes[] = {"none", "default", "linear", "llama3"};
+  px_source source;
+  px_fingerprint fingerprint;
+  px_named_tensor *tensors = NULL;
+  size_t count = 0;
+  PX_TRY(px_source_open(path, &source, err));
+  const px_config *c = &source.config;
+  px_status status = px_source_tensors(&source, &tensors, &count, err);
+  if (status == PX_OK) status = px_fingerprint_make(&source, &fingerprint, err);
+  if (status == PX_OK && verify) status = px_source_verify(&source, err);
+  if (status == PX_OK) {
+    int64_t parameters = 0;
+    int32_t window = 0;
+    for (size_t i = 0; i < count; i++) parameters += tensors[i].tensor.rows * tensors[i].tensor.cols;
+    for (int l = 0; l < c->layers; l++) window = c->windows[l] > window ? c->windows[l] : window;
+    set_text(o, "holds", "model");
+    set_text(o, "format", source.is_gguf ? "GGUF" : "Hugging Face folder");
+    set_text(o, "family", c->family);
+    set_int(o, "layers", c->layers);
+    set_int(o, "hidden_size", c->dim);
+    set_int(o, "heads", c->heads);
+    set_int(o, "kv_heads", c->kv_heads);
+    set_int(o, "head_dim", c->head_dim);
+    set_int(o, "feed_forward", c->ffn_dim);
+    set_int(o, "vocabulary", c->vocab);
+    set_int(o, "context", c->context);
+    set_text(o, "rotary", ropes[c->rope.type]);
+    set_int(o, "sliding_window", window);
+    json_object_set_new(o, "tied_embedding", json_boolean(c->tied));
+    set_int(o, "tensors", (int64_t)count);
+    set_int(o, "parameters", parameters);
+    set_text(o, "arch", fingerprint.arch);
+    set_text(o, "base", fingerprint.base);
+    if (verify) set_text(o, "verified", "every weight is finite");
+  }
+  px_source_close(&source);
+  return status;
+}
+
+static void add_tokenizer(const char *path, json_t *o) {
+  px_tokenizer *tok = NULL;
+  if (px_tokenizer_open(path, &tok, NULL) != PX_OK) return;
+  const px_tokenizer_info *i = px_tokenizer_info_get(tok);
+  px_template chat = PX_TEMPLATE_NONE;
+  set_text(o, "tokenizer", i->kind);
+  set_text(o, "split", i->split);
+  set_int(o, "tokens", i->vocab_size);
+  set_int(o, "begin_token", i->bos);
+  set_int(o, "end_token", i->eos);
+  json_object_set_new(o, "rows_begin_with_begin_token", json_boolean(i->add_bos));
+  set_text(o, "chat_template", !i->chat_template ? "none" : px_template_detect(tok, &chat, NULL) == PX_OK ? px_template_name(chat) : "unknown");
+  set_text(o, "tokenizer_digest", i->digest);
+  px_tokenizer_close(tok);
+}
+
+static px_status of_adapter(const char *path, json_t *o, px_error *err) {
+  px_adapter *a = NULL;
+  PX_TRY(px_adapter_open(path, &a, err));
+  const px_adapter_folder *f = &a->folder;
+  set_text(o, "holds", "adapter");
+  set_text(o, "kind", f->config.peft_type);
+  set_int(o, "virtual_tokens", a->tokens);
+  set_int(o, "layers", f->config.layers);
+  set_int(o, "kv_heads", f->config.heads);
+  set_int(o, "head_dim", f->config.token_dim / f->config.heads);
+  set_text(o, "base_model", f->config.base_model);
+  const char *const keys[] = {"pfx.arch", "pfx.base", "pfx.tokenizer", "pfx.template", "pfx.position_mode", "pfx.window", "pfx.version", "pfx.training"};
+  for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+    const char *value = px_meta_get(f->metadata, f->metadata_count, keys[i]);
+    if (value) set_text(o, keys[i], value);
+  }
+  if (!px_meta_get(f->metadata, f->metadata_count, "pfx.base")) set_text(o, "fingerprint", "none: not made by pfx, or with --no-fingerprint");
+  px_adapter_close(a);
+  return PX_OK;
+}
+
+static px_status of_run(const char *path, px_arena *arena, json_t *o, px_error *err) {
+  px_train_options options;
+  int dtype = 0, threads = 0;
+  PX_TRY(px_train_read_run(path, arena, &options, &dtype, &threads, err));
+  set_text(o, "holds", "training run");
+  set_text(o, "model", options.model_path);
+  set_text(o, "data", options.data);
+  set_text(o, "valid", options.valid);
+  set_text(o, "tune", options.tune);
+  set_int(o, "steps", options.steps);
+  json_object_set_new(o, "lr", json_real(options.lr));
+  set_text(o, "dtype", px_dtype_name((px_dtype)dtype));
+  set_int(o, "threads", threads);
+  char *state = in_folder(arena, path, "checkpoint/pfx_state.safetensors");
+  px_tensor_list list;
+  px_meta *meta = NULL;
+  size_t count = 0;
+  if (!state || !px_file_exists(state)) {
+    set_text(o, "state", "no checkpoint yet");
+    return PX_OK;
+  }
+  PX_TRY(px_safetensors_open(state, &list, &meta, &count, err));
+  const char *step = px_meta_get(meta, count, "step"), *best = px_meta_get(meta, count, "best_valid_loss");
+  set_int(o, "step", step ? strtoll(step, NULL, 10) : 0);
+  if (best && strtod(best, NULL) == strtod(best, NULL)) json_object_set_new(o, "best_valid_loss", json_real(strtod(best, NULL)));
+  px_tensor_list_close(&list);
+  return PX_OK;
+}
+
+static px_status of_data(const char *path, json_t *o, px_error *err) {
+  px_map map;
+  PX_TRY(px_map_open(path, &map, err));
+  char **prompts = NULL;
+  size_t count = 0, lines = 0;
+  px_arena arena = {0};
+  for (size_t i = 0; i < map.bytes; i++) lines += map.data[i] == '\n';
+  set_text(o, "holds", "data");
+  set_int(o, "bytes", (int64_t)map.bytes);
+  set_int(o, "lines", (int64_t)lines);
+  px_status status = px_prompts_read(path, &prompts, &count, &arena, err);
+  if (status == PX_OK) set_int(o, "prompts", (int64_t)count);
+  px_arena_free(&arena);
+  px_map_close(&map);
+  return status;
+}
+
+static bool ends_with(const char *text, const char *end) {
+  size_t n = strlen(text), m = strlen(end);
+  return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+static px_status look(const char *path, bool verify, px_arena *arena, json_t *o, px_error *err) {
+  set_text(o, "path", path);
+  if (!px_file_exists(path)) return px_fail(err, PX_BAD_FILE, "%s: no such file or folder", path);
+  if (px_file_is_dir(path)) {
+    if (px_file_exists(in_folder(arena, path, "run.json"))) return of_run(path, arena, o, err);
+    if (px_file_exists(in_folder(arena, path, "adapter_config.json"))) return of_adapter(path, o, err);
+    if (px_file_exists(in_folder(arena, path, "config.json"))) {
+      PX_TRY(of_model(path, verify, o, err));
+      add_tokenizer(path, o);
+      return PX_OK;
+    }
+  } else if (ends_with(path, ".gguf")) {
+    PX_TRY(of_model(path, verify, o, err));
+    add_tokenizer(path, o);
+    return PX_OK;
+  } else if (!ends_with(path, "tokenizer.json")) {
+    return of_data(path, o, err);
+  }
+  px_tokenizer *tok = NULL;
+  px_status status = px_tokenizer_open(path, &tok, err);
+  px_tokenizer_close(tok);
+  if (status != PX_OK && px_file_is_dir(path))
+    return px_fail(err, PX_BAD_FILE, "%s holds no model (config.json), adapter (adapter_config.json), run (run.json) or tokenizer", path);
+  PX_TRY(status);
+  set_text(o, "holds", "tokenizer");
+  add_tokenizer(path, o);
+  return PX_OK;
+}
+
+static void as_lines(json_t *o, px_buf *out) {
+  const char *key;
+  json_t *value;
+  json_object_foreach(o, key, value) {
+    px_buf_printf(out, "%-28s ", key);
+    if (json_is_string(value))
+      px_buf_puts(out, json_string_value(value));
+    else if (json_is_integer(value))
+      px_buf_printf(out, "%lld", (long long)json_integer_value(value));
+    else if (json_is_real(value))
+      px_buf_printf(out, "%.6g", json_real_value(value));
+    else
+      px_buf_puts(out, json_is_true(value) ? "yes" : json_is_false(value) ? "no" : "-");
+    px_buf_puts(out, "\n");
+  }
+}
+
+pfx_status pfx_inspect_wait(const char *path, bool json, bool verify, char **text, pfx_error *err) {
+  px_arena arena = {0};
+  px_buf out = {0};
+  json_t *o = json_object();
+  *text = NULL;
+  px_status status = o ? look(path, verify, &arena, o, px_api_error(err)) : px_fail(px_api_error(err), PX_NO_MEMORY, "no memory");
+  if (status == PX_OK && json) {
+    char *dump = json_dumps(o, JSON_PRESERVE_ORDER);
+    px_buf_puts(&out, dump ? dump : "");
+    px_buf_puts(&out, "\n");
+    free(dump);
+  } else if (status == PX_OK) {
+    as_lines(o, &out);
+  }
+  json_decref(o);
+  px_arena_free(&arena);
+  if (status == PX_OK && out.failed) status = px_fail(px_api_error(err), PX_NO_MEMORY, "no memory");
+  if (status != PX_OK)
+    px_buf_free(&out);
+  else
+    *text = out.data;
+  return px_api_status(status);
+}

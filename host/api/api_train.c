@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT */
+#include <math.h>
+#include <stdlib.h>
+
+#include "api/handles.h"
+#include "train/evaluate.h"
+
+struct pfx_trainer {
+  const px_model *model;
+  const px_tokenizer *tok;
+  px_train_options options;    /* a new run */
+  px_resume_changes changes;   /* a resumed one */
+  char *resume_dir;            /* NULL: a new run */
+  pfx_train_options callbacks; /* only its functions and users are read */
+  px_arena arena;
+};
+
+static void report(void *user, const px_progress *p) {
+  const pfx_trainer *t = user;
+  pfx_progress out = {.step = p->step, .steps = p->steps, .loss = p->loss, .lr = p->lr, .grad_norm = p->grad_norm,
+                      .tokens_per_s = p->tokens_per_s, .eta_seconds = p->eta_seconds, .seconds = p->seconds, .valid_loss = p->valid_loss,
+                      .best_valid_loss = p->best_valid_loss, .tokens = p->tokens, .peak_bytes = p->peak_bytes};
+  if (t->callbacks.progress) t->callbacks.progress(t->callbacks.user, &out);
+}
+
+static bool cancelled(void *user) {
+  const pfx_trainer *t = user;
+  return t->callbacks.cancelled && t->callbacks.cancelled(t->callbacks.user);
+}
+
+static const char *copy(pfx_trainer *t, const char *text) { return text ? px_arena_strdup(&t->arena, text) : NULL; }
+
+static px_status convert(pfx_trainer *t, const pfx_train_options *o, px_error *err) {
+  px_train_options *p = &t->options;
+  *p = (px_train_options){.model_path = copy(t, t->model->source.path), .data = copy(t, o->data), .valid = copy(t, o->valid),
+                          .out = copy(t, o->out), .tune = copy(t, o->tune), .init = copy(t, o->init), .reparam = o->reparam,
+                          .steps = o->steps, .epochs = o->epochs, .stop_after = o->stop_after, .max_seconds = o->max_seconds, .lr = o->lr,
+                          .warmup = o->warmup, .schedule = (px_schedule)o->schedule, .batch_rows = o->batch_rows,
+                          .batch_tokens = o->batch_tokens, .accumulate = o->accumulate, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps,
+                          .weight_decay = o->weight_decay, .clip = o->clip, .eval_every = o->eval_every, .save_every = o->save_every,
+                          .patience = o->patience, .prefix_dropout = o->prefix_dropout, .no_fingerprint = o->no_fingerprint,
+                          .force = o->force, .seed = o->seed};
+  return px_api_row_options(&o->rows, t->tok, px_model_config(t->model), &p->rows, err);
+}
+
+static pfx_trainer *new_trainer(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_train_options *callbacks) {
+  pfx_trainer *t = px_calloc(1, sizeof *t);
+  if (!t) return NULL;
+  t->model = model->model;
+  t->tok = tokenizer ? tokenizer->tok : NULL;
+  t->callbacks = *callbacks;
+  return t;
+}
+
+pfx_status pfx_trainer_create(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_train_options *options, pfx_trainer **trainer,
+                              pfx_error *err) {
+  pfx_train_options o = pfx_train_options_init();
+  *trainer = NULL;
+  if (px_api_options(&o, sizeof o, options, "pfx_train_options", err) != PFX_OK) return PFX_INVALID;
+  pfx_trainer *t = new_trainer(model, tokenizer, &o);
+  if (!t) return px_api_status(px_fail(px_api_error(err), PX_NO_MEMORY, "no memory"));
+  px_status status = convert(t, &o, px_api_error(err));
+  if (status != PX_OK) {
+    pfx_trainer_destroy(t);
+    return px_api_status(status);
+  }
+  *trainer = t;
+  return PFX_OK;
+}
+
+pfx_status pfx_trainer_resume(const pfx_model *model, const pfx_tokenizer *tokenizer, const char *dir, const pfx_train_options *changes,
+                              pfx_trainer **trainer, pfx_error *err) {
+  pfx_train_options o;
+  memset(&o, 0, sizeof o);
+  *trainer = NULL;
+  if (px_api_options(&o, sizeof o, changes, "pfx_train_options", err) != PFX_OK) return PFX_INVALID;
+  pfx_trainer *t = new_trainer(model, tokenizer, &o);
+  if (!t || !(t->resume_dir = strdup(dir))) {
+    pfx_trainer_destroy(t);
+    return px_api_status(px_fail(px_api_error(err), PX_NO_MEMORY, "no memory"));
+  }
+  t->changes = (px_resume_changes){.steps = o.steps, .eval_every = o.eval_every, .save_every = o.save_every, .stop_after = o.stop_after,
+                                   .epochs = o.epochs, .max_seconds = o.max_seconds, .patience = o.patience};
+  *trainer = t;
+  return PFX_OK;
+}
+
+pfx_status pfx_trainer_run_wait(pfx_trainer *t, pfx_train_result *result, pfx_error *err) {
+  px_train_callbacks calls = {.progress = report, .cancelled = cancelled, .user = t, .log = px_api_log(t->callbacks.log, t->callbacks.log_user)};
+  px_train_result r;
+  px_status status = t->resume_dir ? px_train_resume(t->model, t->tok, t->resume_dir, &t->changes, &calls, &r, px_api_error(err))
+                                   : px_train_run(t->model, t->tok, &t->options, &calls, &r, px_api_error(err));
+  *result = (pfx_train_result){.step = r.step, .steps = r.steps, .best_step = r.best_step, .first_valid_loss = r.first_valid_loss,
+                               .best_valid_loss = r.best_valid_loss, .last_valid_loss = r.last_valid_loss, .last_loss = r.last_loss,
+                               .seconds = r.seconds, .tokens_per_s = r.tokens_per_s, .peak_bytes = r.peak_bytes, .finished = r.finished,
+                               .early_stopped = r.early_stopped};
+  return px_api_status(status);
+}
+
+void pfx_trainer_destroy(pfx_trainer *t) {
+  if (!t) return;
+  px_arena_free(&t->arena);
+  free(t->resume_dir);
+  free(t);
+}
+
+pfx_status pfx_run_read(const char *dir, char **model_path, pfx_dtype *dtype, int32_t *threads, pfx_error *err) {
+  px_arena arena = {0};
+  px_train_options o;
+  int type = 0, count = 0;
+  *model_path = NULL;
+  px_status status = px_train_read_run(dir, &arena, &o, &type, &count, px_api_error(err));
+  if (status == PX_OK) {
+    *model_path = strdup(o.model_path);
+    *dtype = type == PX_BF16 ? PFX_DTYPE_BF16 : PFX_DTYPE_F32;
+    *threads = count;
+    if (!*model_path) status = px_fail(px_api_error(err), PX_NO_MEMORY, "no memory");
+  }
+  px_arena_free(&arena);
+  return px_api_status(status);
+}
+
+/* All strings of the options in one allocation that the caller frees. */
+static char *pack(char **at, const char *text) {
+  if (!text) return NULL;
+  char *start = *at;
+  *at = stpcpy(start, text) + 1;
+  return start;
+}
+
+pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, char **model_path, void **memory, pfx_error *err) {
+  px_arena arena = {0};
+  px_train_options p;
+  int type = 0, threads = 0;
+  *options = pfx_train_options_init();
+  *memory = NULL;
+  *model_path = NULL;
+  const char *slash = strrchr(run_json, '/');
+  char *dir = slash ? px_arena_strndup(&arena, run_json, (size_t)(slash - run_json)) : px_arena_strdup(&arena, ".");
+  px_status status = dir ? px_train_read_run(dir, &arena, &p, &type, &threads, px_api_error(err)) : px_fail(px_api_error(err), PX_NO_MEMORY, "no memory");
+  if (status == PX_OK) {
+    const char *const texts[] = {p.model_path, p.data, p.valid, p.out, p.tune, p.init};
+    size_t bytes = 1;
+    for (size_t i = 0; i < 6; i++) bytes += texts[i] ? strlen(texts[i]) + 1 : 0;
+    char *at = *memory = px_calloc(bytes, 1);
+    if (at) {
+      pfx_train_options *o = options;
+      *model_path = pack(&at, p.model_path);
+      o->data = pack(&at, p.data);
+      o->valid = pack(&at, p.valid);
+      o->out = pack(&at, p.out);
+      o->tune = pack(&at, p.tune);
+      o->init = pack(&at, p.init);
+      o->reparam = p.reparam;
+      o->steps = p.steps;
+      o->lr = p.lr;
+      o->warmup = p.warmup;
+      o->schedule = (pfx_schedule)p.schedule;
+      o->batch_rows = p.batch_rows;
+      o->batch_tokens = p.batch_tokens;
+      o->accumulate = p.accumulate;
+      o->beta1 = p.beta1, o->beta2 = p.beta2, o->eps = p.eps, o->weight_decay = p.weight_decay, o->clip = p.clip;
+      o->eval_every = p.eval_every, o->save_every = p.save_every, o->patience = p.patience, o->prefix_dropout = p.prefix_dropout;
+      o->rows = (pfx_data_options){.max_row_tokens = p.rows.max_row_tokens, .on_long = (pfx_on_long)p.rows.on_long, .loss_all = p.rows.loss_all,
+                                   .no_bos = p.rows.no_bos, .no_end = p.rows.no_end,
+                                   .chat_template = p.rows.chat ? px_template_name(p.rows.chat) : NULL};
+      o->no_fingerprint = p.no_fingerprint;
+      o->seed = p.seed;
+    } else {
+      status = px_fail(px_api_error(err), PX_NO_MEMORY, "no memory");
+    }
+  }
+  px_arena_free(&arena);
+  return px_api_status(status);
+}
+
+pfx_status pfx_probe_wait(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_adapter *adapter, const pfx_probe_options *options,
+                          pfx_error *err) {
+  pfx_probe_options o = pfx_probe_options_init();
+  if (px_api_options(&o, sizeof o, options, "pfx_probe_options", err) != PFX_OK) return PFX_INVALID;
+  px_error *e = px_api_error(err);
+  const px_model *m = model->model;
+  const px_tokenizer *tok = tokenizer ? tokenizer->tok : NULL;
+  px_row_options row_options;
+  px_rows rows = {0};
+  px_tune *tune = NULL;
+  px_tune_spec spec = {0};
+  px_backend *be = NULL;
+  px_log log = px_api_log(o.log, o.log_user);
+  if (!o.data || !o.out) return px_api_status(px_fail(e, PX_INVALID, "--data and --out are needed"));
+  if (adapter && o.tune) return px_api_status(px_fail(e, PX_INVALID, "--adapter and --tune exclude each other"));
+  px_status status = px_backend_open_cpu(&(px_backend_options){.threads = m->be->threads, .log = log}, &be, e);
+  if (status == PX_OK && o.tune) status = px_tune_parse(o.tune, o.init, o.reparam, &spec, e);
+  if (status == PX_OK && o.tune) status = px_tune_open(m, be, tok, &spec, o.seed, &tune, e);
+  if (status == PX_OK) status = px_api_row_options(&o.rows, tok, px_model_config(m), &row_options, e);
+  if (status == PX_OK && row_options.max_row_tokens == 0)
+    row_options.max_row_tokens = px_model_config(m)->context - (adapter ? adapter->adapter->tokens : tune ? tune->tokens : 0);
+  if (status == PX_OK) status = px_rows_read(o.data, tok, &row_options, &log, &rows, e);
+  if (status == PX_OK) status = px_probe(m, be, &rows, adapter ? adapter->adapter : NULL, tune, o.out, e);
+  px_rows_free(&rows);
+  px_tune_close(tune);
+  px_tune_spec_free(&spec);
+  px_backend_close(be);
+  return px_api_status(status);
+}
