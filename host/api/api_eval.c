@@ -9,14 +9,6 @@
 #include "text/rows.h"
 #include "train/evaluate.h"
 
-/* Rows with equal prompts are one item with several references, in order of first appearance. */
-typedef struct item {
-  uint32_t row;              /* the first row with this prompt */
-  const char **references;
-  size_t reference_count, reference_capacity;
-  px_buf text;               /* generated */
-} item;
-
 typedef struct job {
   const px_model *model;
   const px_tokenizer *tok;
@@ -25,10 +17,11 @@ typedef struct job {
   px_backend *be;
   px_rows rows;
   double *row_loss;
-  item *items;
+  px_row_item *items; /* rows with equal prompts are one */
+  px_buf *texts;      /* [item_count] generated */
   size_t item_count;
-  uint32_t *item_of_row;
   int64_t done;
+  px_arena arena;
 } job;
 
 static px_status measure_loss(job *j, pfx_eval_result *result, px_error *err) {
@@ -50,55 +43,16 @@ static px_status measure_loss(job *j, pfx_eval_result *result, px_error *err) {
   return status;
 }
 
-/* FNV-1a over a prompt's ids. */
-static uint64_t prompt_hash(const px_rows *r, uint32_t row) {
-  uint64_t h = 14695981039346656037u;
-  for (uint64_t i = r->offsets[row]; i < r->offsets[row] + r->prompt_len[row]; i++) h = (h ^ (uint32_t)r->ids[i]) * 1099511628211u;
-  return h;
-}
-
-static bool same_prompt(const px_rows *r, uint32_t a, uint32_t b) {
-  return r->prompt_len[a] == r->prompt_len[b] && memcmp(r->ids + r->offsets[a], r->ids + r->offsets[b], r->prompt_len[a] * sizeof *r->ids) == 0;
-}
-
-static px_status add_references(job *j, item *it, uint32_t row, px_error *err) {
-  for (char **reference = j->rows.references[row]; reference && *reference; reference++) {
-    if (px_reserve(&it->references, &it->reference_capacity, it->reference_count + 1, sizeof *it->references) != 0)
-      return px_fail(err, PX_NO_MEMORY, "no memory");
-    it->references[it->reference_count++] = *reference;
-  }
-  return PX_OK;
-}
-
 static px_status make_items(job *j, px_error *err) {
-  size_t n = j->rows.count, slots = 16;
-  while (slots < 2 * n) slots *= 2;
-  j->items = px_calloc(n, sizeof *j->items);
-  j->item_of_row = px_calloc(n, sizeof *j->item_of_row);
-  uint32_t *table = px_calloc(slots, sizeof *table); /* item number + 1 */
-  px_status status = j->items && j->item_of_row && table ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory");
-  for (uint32_t row = 0; status == PX_OK && row < n; row++) {
-    if (!j->rows.prompt_len[row] || !j->rows.references[row] || !j->rows.references[row][0]) {
-      status = px_fail(err, PX_INVALID, "%s: line %llu has no prompt and completion: --generate needs both", j->options.data,
-                       (unsigned long long)j->rows.line[row]);
-      break;
-    }
-    size_t at = (size_t)prompt_hash(&j->rows, row) & (slots - 1);
-    while (table[at] && !same_prompt(&j->rows, j->items[table[at] - 1].row, row)) at = (at + 1) & (slots - 1);
-    if (!table[at]) {
-      j->items[j->item_count].row = row;
-      table[at] = (uint32_t)++j->item_count;
-    }
-    j->item_of_row[row] = table[at] - 1;
-    status = add_references(j, &j->items[table[at] - 1], row, err);
-  }
-  free(table);
-  return status;
+  PX_TRY(px_rows_items(&j->rows, &j->arena, &j->items, &j->item_count, err));
+  if (j->item_count == 0) return px_fail(err, PX_BAD_FILE, "%s: no row has a prompt: --generate needs prompts and completions", j->options.data);
+  j->texts = px_calloc(j->item_count, sizeof *j->texts);
+  return j->texts ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory");
 }
 
 static void keep_text(void *user, uint64_t row, const char *bytes, size_t count, px_finish finish) {
   job *j = user;
-  px_buf_append(&j->items[row].text, bytes, count);
+  px_buf_append(&j->texts[row], bytes, count);
   if (finish == PX_FINISH_NONE) return;
   j->done++;
   if (j->options.progress) j->options.progress(j->options.user, j->done, (int64_t)j->item_count);
@@ -111,7 +65,7 @@ static px_status generate(job *j, px_error *err) {
   PX_TRY(px_generator_open(j->model, j->tok, &(px_generator_options){.log = log, .max_rows = 32}, &g, err));
   px_status status = j->adapter ? px_generator_add_adapter(g, j->adapter, &adapter, err) : PX_OK;
   for (size_t i = 0; status == PX_OK && i < j->item_count; i++) {
-    uint32_t row = j->items[i].row;
+    size_t row = j->items[i].row;
     px_request request = {.ids = j->rows.ids + j->rows.offsets[row], .count = (int32_t)j->rows.prompt_len[row], .adapter = adapter, .row = i,
                           .sampling = {.max_tokens = j->options.max_tokens}, .text = keep_text, .user = j};
     status = px_generator_add(g, &request, err);
@@ -126,7 +80,7 @@ static px_status score(job *j, pfx_eval_result *result, px_error *err) {
   px_scores scores = {0};
   if (!list) return px_fail(err, PX_NO_MEMORY, "no memory");
   for (size_t i = 0; i < j->item_count; i++)
-    list[i] = (px_score_item){.hypothesis = j->items[i].text.data ? j->items[i].text.data : "", .references = j->items[i].references,
+    list[i] = (px_score_item){.hypothesis = j->texts[i].data ? j->texts[i].data : "", .references = j->items[i].references,
                               .reference_count = j->items[i].reference_count};
   px_status status = px_score_texts(list, j->item_count, &scores, err);
   free(list);
@@ -153,12 +107,13 @@ static px_status write_predictions(job *j, px_error *err) {
   px_out out;
   PX_TRY(px_out_open(j->options.predictions, &out, err));
   for (size_t i = 0; i < j->item_count; i++) {
-    const item *it = &j->items[i];
+    const px_row_item *it = &j->items[i];
+    const px_buf *text = &j->texts[i];
     json_t *references = json_array();
     for (size_t r = 0; r < it->reference_count; r++) json_array_append_new(references, json_string(it->references[r]));
     json_t *object = json_object();
-    json_object_set_new(object, "prompt", json_string(j->rows.prompts[it->row]));
-    json_object_set_new(object, "prediction", json_stringn(it->text.data ? it->text.data : "", it->text.len));
+    json_object_set_new(object, "prompt", json_string(it->prompt));
+    json_object_set_new(object, "prediction", json_stringn(text->data ? text->data : "", text->len));
     json_object_set_new(object, "references", references);
     PX_TRY(put_line(&out, object, err));
   }
@@ -176,10 +131,6 @@ static px_status write_rows(job *j, px_error *err) {
     json_object_set_new(object, "loss", tokens ? json_real(j->row_loss[r] / (double)tokens) : json_null());
     json_object_set_new(object, "tokens", json_integer(tokens));
     if (j->rows.targets && j->rows.targets[r]) json_object_set_new(object, "text", json_string(j->rows.targets[r]));
-    if (j->options.generate) {
-      const px_buf *text = &j->items[j->item_of_row[r]].text;
-      json_object_set_new(object, "prediction", json_stringn(text->data ? text->data : "", text->len));
-    }
     PX_TRY(put_line(&out, object, err));
   }
   return px_out_commit(&out, err);
@@ -215,12 +166,9 @@ pfx_status pfx_eval_wait(const pfx_model *model, const pfx_tokenizer *tokenizer,
   if (px_api_options(&j.options, sizeof j.options, options, "pfx_eval_options", err) != PFX_OK) return PFX_INVALID;
   if (!j.options.data) return px_api_status(px_fail(px_api_error(err), PX_INVALID, "--data is needed"));
   px_status status = run(&j, result, px_api_error(err));
-  for (size_t i = 0; i < j.item_count; i++) {
-    free(j.items[i].references);
-    px_buf_free(&j.items[i].text);
-  }
-  free(j.items);
-  free(j.item_of_row);
+  for (size_t i = 0; j.texts && i < j.item_count; i++) px_buf_free(&j.texts[i]);
+  free(j.texts);
+  px_arena_free(&j.arena);
   free(j.row_loss);
   px_rows_free(&j.rows);
   px_backend_close(j.be);

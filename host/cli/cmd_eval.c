@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: MIT */
+#include <math.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+static pfx_eval_options o;
+static cli_list adapters;
+static bool force;
+
+static const cli_option options[] = {
+    {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL, NULL},
+    {CLI_TEXT, "model", "PATH", "The model: a Hugging Face folder or a GGUF file.", NULL, &cli_shared.model, NULL, NULL},
+    {CLI_TEXT, "data", "FILE", "Rows to measure on.", NULL, &o.data, NULL, NULL},
+    {CLI_LIST, "adapter", "FOLDER", "An adapter to measure beside the frozen model; may be given several times.", NULL, &adapters, NULL, NULL},
+    {CLI_FLAG, "generate", NULL, "Also generate for every prompt and score the texts: BLEU, chrF, ROUGE-L, exact match.", NULL, &o.generate, NULL, NULL},
+    {CLI_INT32, "max-tokens", "N", "Longest generated text in tokens.", "128", &o.max_tokens, NULL, NULL},
+    {CLI_TEXT, "predictions", "FILE", "Write the generated texts: JSON Lines with prompt, prediction, references (of the last adapter given).", NULL, &o.predictions, NULL, NULL},
+    {CLI_TEXT, "rows", "FILE", "Write loss, tokens and text of every row: JSON Lines (of the last adapter given).", NULL, &o.rows_out, NULL, NULL},
+    {CLI_FLAG, "force", NULL, "Use adapters that were trained on other weights.", NULL, &force, NULL, NULL},
+    CLI_DATA_OPTIONS(o.rows),
+    CLI_COMMON_OPTIONS,
+    {0},
+};
+
+static void progress(void *user, int64_t done, int64_t all) {
+  (void)user;
+  cli_status(done == all, "%lld of %lld texts", (long long)done, (long long)all);
+}
+
+static void score_json(const char *name, double value) {
+  printf(", \"%s\": ", name);
+  cli_json_number(stdout, value);
+}
+
+static void print_result(const char *adapter, const pfx_eval_result *r) {
+  if (cli_shared.json) {
+    printf("{\"adapter\": ");
+    if (adapter)
+      cli_json_text(stdout, adapter, strlen(adapter));
+    else
+      printf("null");
+    score_json("loss", r->loss);
+    score_json("perplexity", r->perplexity);
+    printf(", \"tokens\": %lld, \"rows\": %lld", (long long)r->tokens, (long long)r->rows);
+    if (o.generate) {
+      score_json("bleu", r->bleu);
+      score_json("chrf", r->chrf);
+      score_json("rouge_l", r->rouge_l);
+      score_json("exact_match", r->exact_match);
+      printf(", \"items\": %lld", (long long)r->items);
+    }
+    printf("}\n");
+  } else {
+    printf("%-28s loss %.4f  perplexity %.2f  (%lld tokens of %lld rows)\n", adapter ? adapter : "frozen model", r->loss, r->perplexity,
+           (long long)r->tokens, (long long)r->rows);
+    if (o.generate)
+      printf("%-28s BLEU %.2f  chrF %.2f  ROUGE-L %.2f  exact match %.2f  (%lld texts)\n", "", r->bleu, r->chrf, r->rouge_l, r->exact_match,
+             (long long)r->items);
+  }
+  fflush(stdout);
+}
+
+static int run(int argc, char **argv) {
+  cli_list rest;
+  pfx_error err = {0};
+  pfx_model *model = NULL;
+  pfx_tokenizer *tokenizer = NULL;
+  o = pfx_eval_options_init();
+  int code = cli_parse(&cli_eval, argc, argv, &rest);
+  if (code >= 0) return code;
+  if (rest.count) return cli_usage_error(&cli_eval, "eval takes no argument \"%s\"", rest.items[0]);
+  if (!cli_shared.model || !o.data) return cli_usage_error(&cli_eval, "eval needs --model and --data");
+  o.rows.loss_all = cli_loss == 1;
+  o.progress = progress;
+  o.cancelled = cli_stopped;
+  o.log = cli_log;
+  const char *predictions = o.predictions, *rows_out = o.rows_out;
+  cli_catch_signals();
+  code = cli_open_model(cli_shared.model, (pfx_dtype)cli_shared.dtype, cli_shared.threads, false, &model, &tokenizer);
+  for (int i = -1; code == 0 && i < adapters.count; i++) {
+    pfx_adapter *adapter = NULL;
+    pfx_eval_result result;
+    bool last = i == adapters.count - 1;
+    if (i >= 0) code = cli_open_adapter(adapters.items[i], model, tokenizer, force, &adapter);
+    o.predictions = last ? predictions : NULL;
+    o.rows_out = last ? rows_out : NULL;
+    if (code == 0 && pfx_eval_wait(model, tokenizer, adapter, &o, &result, &err) != PFX_OK) code = cli_fail(&err);
+    if (code == 0) print_result(i >= 0 ? adapters.items[i] : NULL, &result);
+    pfx_adapter_close(adapter);
+  }
+  pfx_tokenizer_close(tokenizer);
+  pfx_model_close(model);
+  return code;
+}
+
+const cli_command cli_eval = {
+    .name = "eval",
+    .summary = "loss and text scores of the frozen model and of adapters",
+    .usage = "--model MODEL --data FILE [--adapter FOLDER]... [--generate] [OPTIONS]",
+    .text = "Loss is the sum over labelled tokens divided by their number; perplexity its\n"
+            "exponential. The frozen model comes first. Scores are sacrebleu's BLEU (13a, exp) and\n"
+            "chrF2, rouge-score's ROUGE-L F1 without stemming, and exact match after trimming.",
+    .examples = "  pfx eval --model SmolLM2.gguf --data test.jsonl --adapter run\n"
+                "  pfx eval --model SmolLM2.gguf --data test.jsonl --adapter a --adapter b --generate --json\n",
+    .run = run,
+    .options = options,
+};

@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: MIT */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "cli/cli.h"
+
+static pfx_train_options o;
+static const char *resume, *config;
+static cli_list tunes;
+static const char *const schedules[] = {"linear", "cosine", "constant", NULL};
+static bool steps_given, epochs_given, patience_given, eval_given, save_given;
+
+static const cli_option options[] = {
+    {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL, NULL},
+    {CLI_TEXT, "model", "PATH", "The frozen model: a Hugging Face folder or a GGUF file.", NULL, &cli_shared.model, NULL, NULL},
+    {CLI_TEXT, "data", "FILE", "Rows to learn from: JSON Lines with prompt and completion, text, messages or ids; or source||target lines.", NULL, &o.data, NULL, NULL},
+    {CLI_TEXT, "valid", "FILE", "Rows to validate on; the best adapter is kept.", NULL, &o.valid, NULL, NULL},
+    {CLI_TEXT, "out", "FOLDER", "Where the run goes: the adapter in PEFT's format, run.json, metrics.jsonl, checkpoint/.", NULL, &o.out, NULL, NULL},
+    {CLI_LIST, "tune", "PARTS", "What is learned: prefix:N, with options behind colons (prefix:20:lr=1e-2:init=@text.txt:reparam=512:dropout=0.1).", "prefix:20", &tunes, NULL, NULL},
+    {CLI_TEXT, "init", "HOW", "Where the prefix starts: random, zero, text:TEXT, text-file:FILE, adapter:FOLDER.", "random", &o.init, NULL, NULL},
+    {CLI_INT32, "reparam", "H", "Learn the prefix through a small network of hidden width H; it is flattened into the adapter.", "none", &o.reparam, NULL, NULL},
+    {CLI_SECTION, "How long", NULL, NULL, NULL, NULL, NULL, NULL},
+    {CLI_INT, "steps", "N", "Updates.", "from --epochs", &o.steps, NULL, &steps_given},
+    {CLI_NUMBER, "epochs", "X", "Passes over the data.", "1", &o.epochs, NULL, &epochs_given},
+    {CLI_INT, "stop-after", "N", "Save and stop when step N is done; --resume goes on.", NULL, &o.stop_after, NULL, NULL},
+    {CLI_DURATION, "max-time", "TIME", "Save and stop after this time: 90s, 30m, 2h.", NULL, &o.max_seconds, NULL, NULL},
+    {CLI_INT32, "patience", "N", "Stop after N validations without a better loss.", "never", &o.patience, NULL, &patience_given},
+    {CLI_SECTION, "How", NULL, NULL, NULL, NULL, NULL, NULL},
+    {CLI_NUMBER, "lr", "X", "Peak learning rate.", "1e-2 for a prefix, 1e-3 with --reparam", &o.lr, NULL, NULL},
+    {CLI_INT, "warmup", "N", "Steps of linear warm-up.", "a twentieth of the run", &o.warmup, NULL, NULL},
+    {CLI_CHOICE, "schedule", "NAME", "After the warm-up: linear or cosine decay, or constant.", "linear", &o.schedule, schedules, NULL},
+    {CLI_INT32, "batch-rows", "N", "Rows a batch.", "16", &o.batch_rows, NULL, NULL},
+    {CLI_INT, "batch-tokens", "N", "Or: at most so many tokens a batch.", NULL, &o.batch_tokens, NULL, NULL},
+    {CLI_INT32, "accumulate", "N", "Batches whose gradients make one step.", "1", &o.accumulate, NULL, NULL},
+    {CLI_NUMBER, "weight-decay", "X", "Decoupled weight decay.", "0", &o.weight_decay, NULL, NULL},
+    {CLI_NUMBER, "clip", "X", "Largest global gradient norm; -1: none.", "1", &o.clip, NULL, NULL},
+    {CLI_NUMBER, "prefix-dropout", "P", "Dropout on the prefix's keys and values, one mask a step.", "0", &o.prefix_dropout, NULL, NULL},
+    {CLI_SEED, "seed", "N", "Of every random number: start, order, dropout.", "0", &o.seed, NULL, NULL},
+    {CLI_INT, "eval-every", "N", "Steps between validations; -1: never.", "five a run", &o.eval_every, NULL, &eval_given},
+    {CLI_INT, "save-every", "N", "Steps between checkpoints; -1: only at the end.", "five a run", &o.save_every, NULL, &save_given},
+    {CLI_SECTION, "Going on and repeating", NULL, NULL, NULL, NULL, NULL, NULL},
+    {CLI_TEXT, "resume", "FOLDER", "Go on exactly with the run in FOLDER; every setting comes from its run.json, only --steps, --epochs, --patience, --eval-every and --save-every may be given again. `auto`: go on with --out where it holds a run, else begin.", NULL, &resume, NULL, NULL},
+    {CLI_TEXT, "config", "FILE", "Take all settings from a run.json; options given beside it win.", NULL, &config, NULL, NULL},
+    {CLI_FLAG, "no-fingerprint", NULL, "Write the adapter byte for byte as PEFT does, without saying which model it belongs to.", NULL, &o.no_fingerprint, NULL, NULL},
+    {CLI_FLAG, "force", NULL, "Replace a run that is in --out.", NULL, &o.force, NULL, NULL},
+    CLI_DATA_OPTIONS(o.rows),
+    CLI_COMMON_OPTIONS,
+    {0},
+};
+
+static char pending[300]; /* a validation to show with the result */
+
+static void progress(void *user, const pfx_progress *p) {
+  (void)user;
+  if (!isnan(p->valid_loss)) {
+    cli_status(true, "step %lld/%lld  validation loss %.4f%s", (long long)p->step, (long long)p->steps, p->valid_loss,
+               p->step && p->valid_loss <= p->best_valid_loss ? "  (best so far)" : p->step ? "" : "  (before training)");
+    return;
+  }
+  snprintf(pending, sizeof pending, "step %lld/%lld  loss %.4f  lr %.2e  %.0f tokens/s  %d:%02d left", (long long)p->step, (long long)p->steps,
+           p->loss, p->lr, p->tokens_per_s, (int)(p->eta_seconds / 60), (int)p->eta_seconds % 60);
+  cli_status(p->step == p->steps, "%s", pending);
+}
+
+static void print_result(const pfx_train_result *r, const char *out) {
+  if (cli_shared.json) {
+    printf("{\"out\": ");
+    cli_json_text(stdout, out, strlen(out));
+    printf(", \"step\": %lld, \"steps\": %lld, \"finished\": %s, \"loss\": ", (long long)r->step, (long long)r->steps, r->finished ? "true" : "false");
+    cli_json_number(stdout, r->last_loss);
+    printf(", \"valid_loss_before\": ");
+    cli_json_number(stdout, r->first_valid_loss);
+    printf(", \"valid_loss\": ");
+    cli_json_number(stdout, r->last_valid_loss);
+    printf(", \"best_valid_loss\": ");
+    cli_json_number(stdout, r->best_valid_loss);
+    printf(", \"best_step\": %lld, \"seconds\": %.3f, \"tokens_per_s\": %.1f, \"peak_bytes\": %llu}\n", (long long)r->best_step, r->seconds,
+           r->tokens_per_s, (unsigned long long)r->peak_bytes);
+    return;
+  }
+  printf("%s after %lld of %lld steps, %.1f s, %.0f tokens/s, peak memory %.2f GB\n",
+         r->early_stopped ? "stopped early" : r->finished ? "done" : "stopped", (long long)r->step, (long long)r->steps, r->seconds,
+         r->tokens_per_s, (double)r->peak_bytes / 1e9);
+  if (!isnan(r->best_valid_loss)) {
+    printf("validation loss %.4f before, %.4f best (step %lld)", r->first_valid_loss, r->best_valid_loss, (long long)r->best_step);
+    if (!isnan(r->last_valid_loss)) printf(", %.4f last", r->last_valid_loss);
+    printf("\n");
+  }
+  printf("adapter: %s\n", out);
+  if (!r->finished) printf("go on with: pfx train --resume %s\n", out);
+}
+
+static int finish(pfx_trainer *trainer, const char *out) {
+  pfx_error err = {0};
+  pfx_train_result result;
+  pfx_status status = pfx_trainer_run_wait(trainer, &result, &err);
+  pfx_trainer_destroy(trainer);
+  if (status == PFX_OK) {
+    print_result(&result, out);
+    return 0;
+  }
+  int code = cli_fail(&err);
+  if (status == PFX_CANCELLED) fprintf(stderr, "pfx: go on with: pfx train --resume %s\n", out);
+  return code;
+}
+
+static bool exists(const char *dir, const char *name) {
+  char path[4096];
+  struct stat st;
+  snprintf(path, sizeof path, "%s/%s", dir, name);
+  return stat(path, &st) == 0;
+}
+
+static int go_on(const char *dir) {
+  pfx_error err = {0};
+  char *model_path = NULL;
+  pfx_dtype dtype;
+  int32_t threads;
+  pfx_model *model = NULL;
+  pfx_tokenizer *tokenizer = NULL;
+  pfx_trainer *trainer = NULL;
+  if (pfx_run_read(dir, &model_path, &dtype, &threads, &err) != PFX_OK) return cli_fail(&err);
+  if (!steps_given) o.steps = 0;
+  if (!epochs_given) o.epochs = 0;
+  int code = cli_open_model(cli_shared.model ? cli_shared.model : model_path, dtype, cli_shared.threads ? cli_shared.threads : threads, false, &model, &tokenizer);
+  if (code == 0) code = pfx_trainer_resume(model, tokenizer, dir, &o, &trainer, &err) == PFX_OK ? finish(trainer, dir) : cli_fail(&err);
+  pfx_tokenizer_close(tokenizer);
+  pfx_model_close(model);
+  pfx_free(model_path);
+  return code;
+}
+
+/* Settings of a run.json first, then the command line again over them. */
+static int apply_config(int argc, char **argv, void **memory, char **model_path) {
+  pfx_error err = {0};
+  pfx_train_options from;
+  cli_list rest;
+  if (pfx_run_options(config, &from, model_path, memory, &err) != PFX_OK) return cli_fail(&err);
+  from.out = NULL; /* repeating into the same folder would be a mistake */
+  o = from;
+  if (o.rows.loss_all) cli_loss = 1;
+  tunes.count = 0;
+  return cli_parse(&cli_train, argc, argv, &rest);
+}
+
+static int run(int argc, char **argv) {
+  cli_list rest;
+  pfx_error err = {0};
+  pfx_model *model = NULL;
+  pfx_tokenizer *tokenizer = NULL;
+  pfx_trainer *trainer = NULL;
+  void *memory = NULL;
+  char *config_model = NULL;
+  o = pfx_train_options_init();
+  int code = cli_parse(&cli_train, argc, argv, &rest);
+  if (code >= 0) return code;
+  if (config && (code = apply_config(argc, argv, &memory, &config_model)) >= 0) return code;
+  if (rest.count) return cli_usage_error(&cli_train, "train takes no argument \"%s\"", rest.items[0]);
+  if (tunes.count > 1) return cli_usage_error(&cli_train, "--tune is given twice: one part can be trained at a time in this release");
+  if (tunes.count) o.tune = tunes.items[0];
+  o.rows.loss_all = cli_loss == 1;
+  o.progress = progress;
+  o.cancelled = cli_stopped;
+  o.log = cli_log;
+  cli_catch_signals();
+  bool automatic = resume && strcmp(resume, "auto") == 0;
+  if (automatic && !o.out) return cli_usage_error(&cli_train, "--resume auto needs --out");
+  if (automatic ? exists(o.out, "run.json") : resume != NULL) return go_on(automatic ? o.out : resume);
+  if (!cli_shared.model) cli_shared.model = config_model;
+  if (!cli_shared.model || !o.data || !o.out) return cli_usage_error(&cli_train, "train needs --model, --data and --out");
+  code = cli_open_model(cli_shared.model, (pfx_dtype)cli_shared.dtype, cli_shared.threads, false, &model, &tokenizer);
+  if (code == 0) code = pfx_trainer_create(model, tokenizer, &o, &trainer, &err) == PFX_OK ? finish(trainer, o.out) : cli_fail(&err);
+  pfx_tokenizer_close(tokenizer);
+  pfx_model_close(model);
+  pfx_free(memory);
+  return code;
+}
+
+const cli_command cli_train = {
+    .name = "train",
+    .summary = "learn a prefix for a frozen model",
+    .usage = "--model MODEL --data FILE --out FOLDER [OPTIONS]",
+    .text = "Learns keys and values that every layer of the frozen model attends to before the\n"
+            "real tokens. Ctrl-C finishes the step, saves, and says how to go on; a run that\n"
+            "was stopped or killed is resumed to the same final bits.",
+    .examples = "  pfx train --model SmolLM2.gguf --data train.jsonl --valid valid.jsonl --tune prefix:20 --steps 500 --out run\n"
+                "  pfx train --resume run\n"
+                "  pfx train --config run/run.json --seed 2 --out run2\n",
+    .run = run,
+    .options = options,
+};
