@@ -91,77 +91,49 @@ static px_status translate_code(translation *t, char letter) {
   return PX_OK;
 }
 
+/* Escapes that stand for a set of characters. Inside a class a hyphen beside one would make a range of its edge. */
+static px_status translate_set(translation *t, char c, bool in_class) {
+  const char *set = c == 's'   ? SPACES
+                    : c == 'S' ? NO_SPACES
+                    : c == 'h' ? "0-9a-fA-F"
+                    : in_class ? WORDS
+                               : WORDS LATIN1_WORDS;
+  t->at += 2;
+  if (!in_class) {
+    px_buf_printf(&t->out, c == 'W' ? "[^%s]" : "[%s]", set);
+    return PX_OK;
+  }
+  if (c == 'W') return refuse(t, "\\W inside a class");
+  bool before = t->at >= 4 && t->in[t->at - 3] == '-' && t->in[t->at - 4] != '[' && t->in[t->at - 4] != '\\';
+  bool behind = t->at + 1 < t->count && t->in[t->at] == '-' && t->in[t->at + 1] != ']';
+  if (before || behind) return refuse(t, "a hyphen beside a set");
+  px_buf_puts(&t->out, set);
+  return PX_OK;
+}
+
 static px_status translate_escape(translation *t, bool in_class) {
+  static const struct {
+    char letter;
+    const char *pattern;
+  } plain[] = {{'d', "\\p{Nd}"}, {'D', "\\P{Nd}"}, {'n', "\\n"},   {'r', "\\r"}, {'t', "\\t"}, {'f', "\\f"},
+               {'v', "\\x0B"},   {'a', "\\x07"},   {'e', "\\x1B"}, {'A', "\\A"}, {'z', "\\z"}};
   if (t->at + 1 >= t->count) return refuse(t, "a lone backslash");
   char c = t->in[t->at + 1];
-  const char *set = NULL, *as_is = NULL;
-  bool complement = false;
-  switch (c) {
-    case 's':
-      set = SPACES;
-      break;
-    case 'S':
-      set = NO_SPACES;
-      break;
-    case 'w':
-      set = in_class ? WORDS : WORDS LATIN1_WORDS;
-      break;
-    case 'W':
-      if (in_class) return refuse(t, "\\W inside a class");
-      set = WORDS LATIN1_WORDS, complement = true;
-      break;
-    case 'h':
-      set = "0-9a-fA-F";
-      break;
-    case 'd':
-      as_is = "\\p{Nd}";
-      break;
-    case 'D':
-      as_is = "\\P{Nd}";
-      break;
-    case 'n':
-      as_is = "\\n";
-      break;
-    case 'r':
-      as_is = "\\r";
-      break;
-    case 't':
-      as_is = "\\t";
-      break;
-    case 'f':
-      as_is = "\\f";
-      break;
-    case 'v':
-      as_is = "\\x0B";
-      break;
-    case 'a':
-      as_is = "\\x07";
-      break;
-    case 'e':
-      as_is = "\\x1B";
-      break;
-    case 'A':
-    case 'z':
-      if (in_class) return refuse(t, "an anchor inside a class");
-      as_is = c == 'A' ? "\\A" : "\\z";
-      break;
-    case 'p':
-    case 'P':
-      t->at += 2;
-      return translate_property(t, c == 'P');
-    case 'x':
-    case 'u':
-      t->at += 2;
-      return translate_code(t, c);
-    default: {
-      bool word = ((c | 32) >= 'a' && (c | 32) <= 'z') || (c >= '0' && c <= '9') || (unsigned char)c >= 0x80;
-      if (word) return refuse(t, "this escape");
-      px_buf_printf(&t->out, "\\%c", c);
-    }
+  if (c && strchr("sSwWh", c)) return translate_set(t, c, in_class);
+  if (c && in_class && strchr("Az", c)) return refuse(t, "an anchor inside a class");
+  if (c == 'p' || c == 'P' || c == 'x' || c == 'u') {
+    t->at += 2;
+    return c == 'p' || c == 'P' ? translate_property(t, c == 'P') : translate_code(t, c);
   }
-  if (set && in_class) px_buf_puts(&t->out, set);
-  if (set && !in_class) px_buf_printf(&t->out, complement ? "[^%s]" : "[%s]", set);
-  if (as_is) px_buf_puts(&t->out, as_is);
+  for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) {
+    if (plain[i].letter != c) continue;
+    px_buf_puts(&t->out, plain[i].pattern);
+    t->at += 2;
+    return PX_OK;
+  }
+  bool word = ((c | 32) >= 'a' && (c | 32) <= 'z') || (c >= '0' && c <= '9') || (unsigned char)c >= 0x80 || c == 0;
+  if (word) return refuse(t, "this escape");
+  px_buf_printf(&t->out, "\\%c", c);
   t->at += 2;
   return PX_OK;
 }
@@ -174,6 +146,7 @@ static px_status translate_class(translation *t) {
   while (t->at < t->count && t->in[t->at] != ']') {
     char c = t->in[t->at];
     if (c == '[') return refuse(t, "a class inside a class");
+    if (c == 0) return refuse(t, "a NUL character");
     if (c == '&' && t->at + 1 < t->count && t->in[t->at + 1] == '&') return refuse(t, "an intersection of classes");
     if (c == '\\') {
       PX_TRY(translate_escape(t, true));

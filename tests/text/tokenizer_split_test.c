@@ -134,6 +134,9 @@ static void patterns_mean_what_they_mean_in_oniguruma(void **state) {
        "1",
        "a\xE2\x93\x90|1"},
       {"(?i)ab|\\d", "aB1x", "aB|1|x"},
+      {"[-\\s]+", "a- -b", "a|- -|b"},
+      {"\\W", "a\xC2\xB2-", "a\xC2\xB2|-"},
+      {"[\\w]", "a\xC2\xB2", "a|\xC2\xB2"},
       {"\\u0061\\x62\\x{63}", "abcd", "abc|d"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -161,6 +164,8 @@ static void refusals_name_the_construct(void **state) {
        "split pattern \"(?i:\xC3\x9F)\": a character beyond ASCII in a group that ignores case at offset 4 is "
        "not supported"},
       {"\\p{Klingon}", "split pattern \"\\p{Klingon}\": this property at offset 2 is not supported"},
+      {"[\\s-x]", "split pattern \"[\\s-x]\": a hyphen beside a set at offset 3 is not supported"},
+      {"[a-\\w]", "split pattern \"[a-\\w]\": a hyphen beside a set at offset 5 is not supported"},
       {"[a", "split pattern \"[a\": an unclosed class at offset 2 is not supported"},
       {"", "a split pattern is empty"},
       {"(a", "split pattern \"(a\": missing closing parenthesis"},
