@@ -6,7 +6,7 @@
 Model: SmolLM2-135M, dequantised to a float32 folder that both read. Rows: the E2E task's (--e2e, a folder with train.txt
 and valid.txt) or generated ones like them, tokenised once, given to both as ids. A prefix of 20 from one initial value,
 16 rows a step, AdamW 1e-2 with 10 steps of warm-up and linear decay, clipping at 1. Peak memory is the kernel's figure
-(ru_maxrss) of the whole process, loading included. In the first round each trains all 60 steps and its validation loss
+(ru_maxrss) of the whole process, loading included. In the first round each trains all --steps and its validation loss
 is taken (`pfx eval`, for both); later rounds are short. The first steps of a run are not counted.
 """
 import argparse
@@ -28,7 +28,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT / "tests/golden")]
 import e2e_rows  # noqa: E402
 
-STEPS, SKIPPED, BATCH_ROWS = 60, 3, 16
+SKIPPED, BATCH_ROWS = 3, 16
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
@@ -43,9 +43,10 @@ def prepare(args, folder):
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     if args.e2e:
         train, valid = e2e_rows.read(args.e2e / "train.txt"), e2e_rows.read(args.e2e / "valid.txt")
-        train, valid = train[:: len(train) // (STEPS * BATCH_ROWS)][: STEPS * BATCH_ROWS], valid[:: len(valid) // 128][:128]
+        count = args.steps * BATCH_ROWS
+        train, valid = train[:: len(train) // count][:count], valid[:: len(valid) // 128][:128]
     else:
-        train, valid = e2e_rows.generate(STEPS * BATCH_ROWS, seed=1), e2e_rows.generate(128, seed=2)
+        train, valid = e2e_rows.generate(args.steps * BATCH_ROWS, seed=1), e2e_rows.generate(128, seed=2)
     for name, rows in (("train", train), ("valid", valid)):
         with (folder / f"{name}.jsonl").open("w") as file:
             for prompt, completion in rows:
@@ -69,12 +70,13 @@ def run(command, **more):
 def contender(args, engine, dtype, model, folder, out, steps):
     if engine == "peft":
         command = [sys.executable, HERE / "peft_train.py", "--model", model, "--start", folder / "start", "--rows",
-                   folder / "train.jsonl", "--out", out, "--dtype", DTYPES[dtype], "--steps", STEPS, "--stop-after", steps]
+                   folder / "train.jsonl", "--out", out, "--dtype", DTYPES[dtype], "--steps", args.steps, "--stop-after", steps]
     else:
         command = [args.pfx, "train", "--model", model, "--data", folder / "train.jsonl", "--out", out, "--device", "cpu",
                    "--dtype", dtype, "--threads", 2, "--tune", "prefix:20", "--init", f"adapter:{folder / 'start'}",
-                   "--batch-rows", BATCH_ROWS, "--steps", STEPS, "--stop-after", steps, "--lr", 1e-2, "--warmup", 10,
-                   "--schedule", "linear", "--weight-decay", 0, "--clip", 1, "--seed", 1, "--save-every", STEPS, "--force", "--quiet"]
+                   "--batch-rows", BATCH_ROWS, "--steps", args.steps, "--stop-after", steps, "--lr", 1e-2, "--warmup", 10,
+                   "--schedule", "linear", "--weight-decay", 0, "--clip", 1, "--seed", 1, "--save-every", args.steps,
+                   "--force", "--quiet"]
     peak = run(command)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     counted = lines[SKIPPED:]
@@ -108,6 +110,7 @@ def main():
     parser.add_argument("--smollm", type=Path, default=cache / "SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--e2e", type=Path)
     parser.add_argument("--results", type=Path, default=ROOT / "bench/results")
+    parser.add_argument("--steps", type=int, default=60, help="of the first round, and of the schedule")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--short", type=int, default=12, help="steps of the rounds after the first")
     parser.add_argument("--dtypes", default="f32,bf16")
@@ -124,7 +127,7 @@ def main():
                 for engine in ("pfx", "peft") if number % 2 == 0 else ("peft", "pfx"):
                     out = folder / f"{engine}-{dtype}-{number}"
                     row = {"round": number} | contender(args, engine, dtype, model, folder, out,
-                                                        args.short if number else STEPS)
+                                                        args.short if number else args.steps)
                     rows.append(row)
                     print(row, flush=True)
                     if number:
@@ -142,7 +145,8 @@ def report(args, name, folder, rates, rows, losses):
                 "rows": "E2E" if args.e2e else "generated"}
     for row in rows:
         frozen, pfx, theirs = losses[row["dtype"]]
-        row |= {"frozen_valid_loss": frozen, "valid_loss": (pfx if row["engine"] == "pfx" else theirs) if not row["round"] else ""}
+        learned = pfx if row["engine"] == "pfx" else theirs
+        row |= {"frozen_valid_loss": frozen, "valid_loss": "" if row["round"] else learned}
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "cpu_vs_peft.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *versions], lineterminator="\n")
