@@ -21,31 +21,63 @@ from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 SEED = 7
 
-# The well-known forms; begin and end token of each. SmolLM2's own is read from the model.
-ALTERNATE = ("{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must "
-             "alternate user/assistant/user/assistant/...') }}{% endif %}")
-TEMPLATES = {
-    "chatml": ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
-               "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-               "<|im_start|>", "<|im_end|>"),
-    "llama-2": ("{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = "
-                "messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}"
-                "{% endif %}{% for message in loop_messages %}" + ALTERNATE +
-                "{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + "
-                "'\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}"
-                "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
-                "{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}"
-                "{% endfor %}", "<s>", "</s>"),
-    "llama-3": ("{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = "
-                "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + "
-                "'<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
-                "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
-                "{% endif %}", "<|begin_of_text|>", "<|eot_id|>"),
-    "mistral": ("{{ bos_token }}{% for message in messages %}" + ALTERNATE +
-                "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
-                "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}{% else %}"
-                "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}",
-                "<s>", "</s>"),
+# The well-known forms, written out as functions of our own; begin and end token of each, and the SHA-256 of the published
+# template, whose rendering by transformers these were compared with. SmolLM2's own is read from the model.
+
+
+class Refused(Exception):
+    """The published template raises an exception for such a conversation."""
+
+
+def turns(messages):
+    """Roles must alternate, the user first."""
+    for i, m in enumerate(messages):
+        if (m["role"] == "user") != (i % 2 == 0):
+            raise Refused
+    return messages
+
+
+def chatml(messages, prompt):
+    text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+    return text + ("<|im_start|>assistant\n" if prompt else "")
+
+
+def llama2(messages, _):
+    system = None
+    if messages[0]["role"] == "system":
+        system, messages = messages[0]["content"], messages[1:]
+    text = ""
+    for i, m in enumerate(turns(messages)):
+        content = m["content"]
+        if i == 0 and system is not None:
+            content = f"<<SYS>>\n{system}\n<</SYS>>\n\n{content}"
+        if m["role"] == "user":
+            text += f"<s>[INST] {content.strip()} [/INST]"
+        elif m["role"] == "assistant":
+            text += f" {content.strip()} </s>"
+    return text
+
+
+def llama3(messages, prompt):
+    head = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    text = "".join(head.format(m["role"]) + m["content"].strip() + "<|eot_id|>" for m in messages)
+    return ("<|begin_of_text|>" if messages else "") + text + (head.format("assistant") if prompt else "")
+
+
+def mistral(messages, _):
+    text = "<s>"
+    for m in turns(messages):
+        if m["role"] not in ("user", "assistant"):
+            raise Refused
+        text += f"[INST] {m['content']} [/INST]" if m["role"] == "user" else m["content"] + "</s>"
+    return text
+
+
+FORMS = {
+    "chatml": (chatml, "<|im_start|>", "<|im_end|>", "153280e3ff55d19da1398bdb3914ee2a51b80429bfaedde11d7d216c39db80f3"),
+    "llama-2": (llama2, "<s>", "</s>", "e8d5b5a546d3f19df16a5320c614fab05bdc4edd50e850f1afd947b503ea41cf"),
+    "llama-3": (llama3, "<|begin_of_text|>", "<|eot_id|>", "ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122"),
+    "mistral": (mistral, "<s>", "</s>", "26a59556925c987317ce5291811ba3b7f32ec4c647c400c6cc7e3a9993007ba7"),
 }
 
 
@@ -73,25 +105,35 @@ CONVERSATIONS = [
 ]
 
 
+def smollm2_form(smollm):
+    text = gguf.GGUFReader(smollm).fields["tokenizer.chat_template"].contents()
+    begin, end = "<|im_start|>", "<|im_end|>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(HERE / "tokenizers/small_llama3.json"), bos_token=begin,
+                                        eos_token=end)
+
+    def render(messages, prompt):
+        try:
+            return tokenizer.apply_chat_template(messages, chat_template=text, tokenize=False,
+                                                 add_generation_prompt=prompt)
+        except TemplateError as error:
+            raise Refused from error
+
+    return render, begin, end, hashlib.sha256(text.encode()).hexdigest()
+
+
 def chat(smollm):
-    reader = gguf.GGUFReader(smollm)
-    templates = TEMPLATES | {"smollm2": (reader.fields["tokenizer.chat_template"].contents(), "<|im_start|>", "<|im_end|>")}
     result = []
-    for name, (text, begin, end) in sorted(templates.items()):
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(HERE / "tokenizers/small_llama3.json"), bos_token=begin,
-                                            eos_token=end)
+    for name, (render, begin, end, digest) in sorted((FORMS | {"smollm2": smollm2_form(smollm)}).items()):
         cases = []
         for messages in CONVERSATIONS:
             case = {"messages": messages}
             for key, prompt in (("text", False), ("text_with_prompt", True)):
                 try:
-                    case[key] = tokenizer.apply_chat_template(messages, chat_template=text, tokenize=False,
-                                                              add_generation_prompt=prompt)
-                except TemplateError:
+                    case[key] = render(messages, prompt)
+                except Refused:
                     case[key] = None
             cases.append(case)
-        result.append({"template": name, "bos": begin, "eos": end, "template_sha256":
-                       hashlib.sha256(text.encode()).hexdigest(), "cases": cases})
+        result.append({"template": name, "bos": begin, "eos": end, "template_sha256": digest, "cases": cases})
     return result
 
 
