@@ -45,8 +45,8 @@ void golden_rows(const px_tensor_list *golden, px_rows *out) {
   }
 }
 
-void golden_near_largest(const char *what, const px_tensor_list *got, const char *name, const px_tensor_list *want, const char *prefix,
-                         double tolerance) {
+void golden_near_largest(const char *what, const px_tensor_list *got, const char *name, const px_tensor_list *want,
+                         const char *prefix, double tolerance) {
   char full[128];
   snprintf(full, sizeof full, "%s%s", prefix, name);
   const px_tensor_view *w = need(want, full), *g = need(got, name);
@@ -57,10 +57,12 @@ void golden_near_largest(const char *what, const px_tensor_list *got, const char
     largest = fmax(largest, fabs((double)y[i]));
     worst = isnan(x[i]) ? INFINITY : fmax(worst, fabs((double)x[i] - (double)y[i]));
   }
-  if (!(worst <= tolerance * largest)) fail_msg("%s: %s differs by %.3g of the largest (%.3g allowed)", what, full, worst / largest, tolerance);
+  if (!(worst <= tolerance * largest))
+    fail_msg("%s: %s differs by %.3g of the largest (%.3g allowed)", what, full, worst / largest, tolerance);
 }
 
-double golden_relative_l2(const px_tensor_list *got, const char *name, const px_tensor_list *want, const char *want_name) {
+double golden_relative_l2(const px_tensor_list *got, const char *name, const px_tensor_list *want,
+                          const char *want_name) {
   const px_tensor_view *w = need(want, want_name), *g = need(got, name);
   assert_int_equal(px_tensor_elements(w), px_tensor_elements(g));
   const float *x = g->data, *y = w->data;

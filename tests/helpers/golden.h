@@ -12,8 +12,9 @@ const char *golden_path(const char *name, const char *file, char *path);
 void golden_rows(const px_tensor_list *golden, px_rows *out);
 const float *golden_floats(const px_tensor_list *list, const char *name);
 /* max |got - want| <= tolerance * max |want|; want is called prefix + name. */
-void golden_near_largest(const char *what, const px_tensor_list *got, const char *name, const px_tensor_list *want, const char *prefix,
-                         double tolerance);
-double golden_relative_l2(const px_tensor_list *got, const char *name, const px_tensor_list *want, const char *want_name);
+void golden_near_largest(const char *what, const px_tensor_list *got, const char *name, const px_tensor_list *want,
+                         const char *prefix, double tolerance);
+double golden_relative_l2(const px_tensor_list *got, const char *name, const px_tensor_list *want,
+                          const char *want_name);
 
 #endif
