@@ -93,4 +93,9 @@ int px_attn_fwd_cpu(const px_attn_fwd_args *a);
 int px_attn_bwd_cpu(const px_attn_bwd_args *a);
 int px_attn_decode_cpu(const px_attn_decode_args *a);
 
+/* The same in plain loops: the specification, for tests. No workspace is used. */
+int px_attn_fwd_plain_cpu(const px_attn_fwd_args *a);
+int px_attn_bwd_plain_cpu(const px_attn_bwd_args *a);
+int px_attn_decode_plain_cpu(const px_attn_decode_args *a);
+
 #endif

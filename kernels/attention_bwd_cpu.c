@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: MIT
+ * Backward. The tiles of rows of all sequences, in order, are cut into at most CHUNKS ranges (chunks); a task is one chunk
+ * and kv head and walks its tiles in order. Gradients of own keys have one writer, but where a sequence is cut: each later
+ * chunk then keeps sums of its own for it. Segments' gradients are sums per chunk. Both are added in the order of chunks. */
+#include "kernels/attention_tile_cpu.h"
+
+enum { CHUNKS = 8 };
+
+/* Float32 sums of gradients of keys and values: row j of kv head g at [j * stride + g * dim]. */
+typedef struct sums {
+  float *dk, *dv;
+  int64_t k_stride, v_stride;
+} sums;
+
+typedef struct bwd {
+  const px_attn_bwd_args *a;
+  int64_t width, tiles, chunks, key_rows, segment_rows;
+  float *segment_sums, *own_sums;
+} bwd;
+
+static int64_t rows_total(const px_attn_shape *s) {
+  int64_t rows = 0;
+  for (int32_t i = 0; i < s->segment_count && s->segments; i++) rows += s->segments[i].len;
+  return rows;
+}
+
+static int64_t tiles_of(const px_attn_shape *s, int32_t seq) {
+  int64_t size = px_tile_size(s->head_dim), rows = (int64_t)(s->q_offsets[seq + 1] - s->q_offsets[seq]) * (s->heads / s->kv_heads);
+  return (rows + size - 1) / size;
+}
+
+size_t px_attn_bwd_workspace(const px_attn_shape *shape, int64_t q_rows, int64_t segment_rows_total) {
+  int64_t width = (int64_t)shape->kv_heads * shape->head_dim;
+  return (size_t)(CHUNKS * 2 * width * (segment_rows_total + q_rows)) * sizeof(float) + 64;
+}
+
+static bwd plan(const px_attn_bwd_args *a) {
+  const px_attn_shape *s = &a->shape;
+  bwd b = {.a = a, .width = (int64_t)s->kv_heads * s->head_dim, .key_rows = s->k_offsets[s->seqs], .segment_rows = rows_total(s)};
+  for (int32_t i = 0; i < s->seqs; i++) b.tiles += tiles_of(s, i);
+  b.chunks = b.tiles < CHUNKS ? b.tiles : CHUNKS;
+  b.segment_sums = a->workspace;
+  b.own_sums = b.segment_sums + CHUNKS * 2 * b.width * b.segment_rows;
+  return b;
+}
+
+static int64_t chunk_start(const bwd *b, int64_t chunk) { return b->tiles * chunk / b->chunks; }
+
+static sums sums_of_segment(const bwd *b, int64_t chunk, int32_t id) {
+  const px_attn_shape *s = &b->a->shape;
+  int64_t row = chunk * 2 * b->segment_rows;
+  for (int32_t i = 0; i < id; i++) row += 2 * s->segments[i].len;
+  float *dk = b->segment_sums + row * b->width;
+  return (sums){.dk = dk, .dv = dk + s->segments[id].len * b->width, .k_stride = b->width, .v_stride = b->width};
+}
+
+/* Sums of own keys, at row `row`: the output itself where it is float32 and the chunk has the sequence's first tile. */
+static sums sums_of_own(const bwd *b, int64_t chunk, bool first_tile, int64_t row) {
+  const px_attn_bwd_args *a = b->a;
+  if (first_tile && a->shape.dtype == PX_F32)
+    return (sums){.dk = (float *)a->dk + row * a->dk_stride, .dv = (float *)a->dv + row * a->dv_stride, .k_stride = a->dk_stride,
+                  .v_stride = a->dv_stride};
+  /* Chunk 0 never goes on with a sequence: its place serves the first tiles of all. */
+  float *dk = b->own_sums + ((first_tile ? 0 : chunk) * 2 * b->key_rows + row) * b->width;
+  return (sums){.dk = dk, .dv = dk + b->key_rows * b->width, .k_stride = b->width, .v_stride = b->width};
+}
+
+static void clear(const sums *to, int64_t rows, int64_t head, int64_t dim) {
+  for (int64_t j = 0; j < rows; j++) {
+    memset(to->dk + j * to->k_stride + head * dim, 0, (size_t)dim * sizeof(float));
+    memset(to->dv + j * to->v_stride + head * dim, 0, (size_t)dim * sizeof(float));
+  }
+}
+
+/* to[key] += sum over rows of weight[key][row] x[row]. */
+static void add_product(const px_tile_rows *r, int64_t n, int64_t dim, const float *weight, const float *x, float *to, int64_t to_stride) {
+  int64_t tile = px_tile_size(dim), stride = px_tile_stride(dim);
+  if (dim == stride) {
+    px_tile_product(n, dim, r->count, weight, tile, 1, x, stride, to, to_stride, true);
+    return;
+  }
+  float sum[PX_TILE_FLOATS];
+  px_tile_product(n, stride, r->count, weight, tile, 1, x, stride, sum, stride, false);
+  for (int64_t j = 0; j < n; j++)
+    for (int64_t d = 0; d < dim; d++) to[j * to_stride + d] += sum[j * stride + d];
+}
+
+/* A tile of rows: everything a tile of keys needs of it. */
+typedef struct row_tile {
+  px_tile_rows r;
+  float q[PX_TILE_FLOATS], dout[PX_TILE_FLOATS], dq[PX_TILE_FLOATS];     /* [row][dim] */
+  float q_t[PX_TILE_FLOATS], dout_t[PX_TILE_FLOATS];                     /* [dim][row]; q_t times scale */
+  float lse[PX_TILE], delta[PX_TILE];
+} row_tile;
+
+static void load_tile(const px_attn_bwd_args *a, row_tile *x) {
+  const px_attn_shape *s = &a->shape;
+  int64_t dim = s->head_dim, stride = px_tile_stride(dim), rows = s->q_offsets[s->seqs];
+  px_tile_load_rows(&x->r, a->q, a->q_stride, s, x->q);
+  px_tile_load_rows(&x->r, a->dout, a->dout_stride, s, x->dout);
+  px_tile_load_rows(&x->r, a->o, a->o_stride, s, x->dq);
+  px_tile_transpose(&x->r, dim, s->scale, x->q, x->q_t);
+  px_tile_transpose(&x->r, dim, 1.0f, x->dout, x->dout_t);
+  for (int64_t i = 0; i < x->r.padded; i++) {
+    float sum = 0, lse = i < x->r.count ? a->lse[x->r.head[i] * rows + x->r.query[i]] : 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t d = 0; d < (i < x->r.count ? stride : 0); d++) sum += x->dout[i * stride + d] * x->dq[i * stride + d];
+    x->delta[i] = sum;
+    x->lse[i] = lse == -INFINITY ? 0.0f : lse; /* such a row sees no key: every p is exp(-inf) */
+  }
+  memset(x->dq, 0, (size_t)(x->r.count * stride) * sizeof(float));
+}
+
+/* p and scale * ds in the places of the scores and of <dout, value>. */
+static void probabilities(const row_tile *x, int64_t n, int64_t row_stride, float scale, float *s, float *dp) {
+  for (int64_t j = 0; j < n; j++) {
+    float *sj = s + j * row_stride, *dj = dp + j * row_stride;
+#pragma omp simd
+    for (int64_t i = 0; i < x->r.padded; i++) {
+      float p = px_exp(sj[i] - x->lse[i]);
+      sj[i] = p;
+      dj[i] = scale * (p * (dj[i] - x->delta[i]));
+    }
+  }
+}
+
+/* A tile of rows against keys [from, from + n): all of them the segment's or all own, row 0 of `to` being key `from`. */
+static void keys_bwd(const px_tile_keys *y, row_tile *x, int64_t from, int64_t n, const sums *to, bool want_dq) {
+  int64_t dim = y->shape->head_dim, tile = px_tile_size(dim), stride = px_tile_stride(dim);
+  float k[PX_TILE_FLOATS], v[PX_TILE_FLOATS], s[PX_TILE * PX_TILE], dp[PX_TILE * PX_TILE];
+  px_tile_load_keys(y, from, n, false, k);
+  px_tile_load_keys(y, from, n, true, v);
+  px_tile_product(n, x->r.padded, dim, k, stride, 1, x->q_t, tile, s, tile, false);
+  px_tile_product(n, x->r.padded, dim, v, stride, 1, x->dout_t, tile, dp, tile, false);
+  px_tile_mask(&x->r, y->prefix, from, n, s, tile);
+  probabilities(x, n, tile, y->shape->scale, s, dp);
+  if (to->dk) {
+    add_product(&x->r, n, dim, dp, x->q, to->dk + y->head * dim, to->k_stride);
+    add_product(&x->r, n, dim, s, x->dout, to->dv + y->head * dim, to->v_stride);
+  }
+  if (want_dq) px_tile_product(x->r.count, stride, n, dp, 1, tile, k, stride, x->dq, stride, true);
+}
+
+/* Keys [from, to) of the key index; sums are of its first key, `base`. */
+static void range_bwd(const px_tile_keys *y, row_tile *x, int64_t from, int64_t to, const sums *base, bool want_dq) {
+  int64_t tile = px_tile_size(y->shape->head_dim);
+  for (int64_t at = from; at < to; at += tile) {
+    int64_t n = to - at < tile ? to - at : tile;
+    if (!px_tile_reached(&x->r, y->prefix, at, n)) continue;
+    sums here = *base;
+    if (here.dk) {
+      here.dk += (at - from) * here.k_stride;
+      here.dv += (at - from) * here.v_stride;
+    }
+    keys_bwd(y, x, at, n, &here, want_dq);
+  }
+}
+
+static bool wanted(const px_kv_segment *segment) { return segment && segment->dk && segment->dv; }
+
+/* Tiles [first, end) of one sequence, in one chunk. */
+static void sequence_bwd(const bwd *b, int64_t chunk, int32_t seq, int64_t head, int64_t first, int64_t end) {
+  const px_attn_bwd_args *a = b->a;
+  const px_attn_shape *s = &a->shape;
+  px_tile_keys y = px_tile_dense_keys(s, seq, head, a->k, a->k_stride, a->v, a->v_stride);
+  sums segment = {0}, own = {0};
+  if (wanted(y.segment)) segment = sums_of_segment(b, chunk, s->adapter[seq]);
+  if (a->dq) {
+    own = sums_of_own(b, chunk, first == 0, y.first_row);
+    clear(&own, y.own, head, s->head_dim);
+  }
+  for (int64_t tile = first; tile < end; tile++) {
+    row_tile x;
+    px_tile_rows_set(&x.r, &y, tile, s->q_offsets[seq], s->q_offsets[seq + 1] - s->q_offsets[seq]);
+    load_tile(a, &x);
+    if (a->dq || segment.dk) range_bwd(&y, &x, 0, y.prefix, &segment, a->dq != NULL);
+    if (!a->dq) continue;
+    range_bwd(&y, &x, y.prefix, y.prefix + (x.r.max_end < y.own ? x.r.max_end : y.own), &own, true);
+    for (int64_t i = 0; i < x.r.count; i++)
+      px_store_row(a->dq, s->dtype, x.r.query[i] * a->dq_stride + x.r.head[i] * s->head_dim, s->head_dim,
+                   x.dq + i * px_tile_stride(s->head_dim));
+  }
+}
+
+/* The tiles of sequence `seq`, whose first is number `start`, that lie in the chunk: [*first, *end) of its own tiles. */
+static bool part_of_chunk(const bwd *b, int64_t chunk, int32_t seq, int64_t start, int64_t *first, int64_t *end) {
+  int64_t from = chunk_start(b, chunk), to = chunk_start(b, chunk + 1), tiles = tiles_of(&b->a->shape, seq);
+  *first = from > start ? from - start : 0;
+  *end = to - start < tiles ? to - start : tiles;
+  return *first < *end;
+}
+
+static bool chunk_names(const bwd *b, int64_t chunk, int32_t id) {
+  const px_attn_shape *s = &b->a->shape;
+  int64_t start = 0, first, end;
+  for (int32_t seq = 0; seq < s->seqs; start += tiles_of(s, seq), seq++)
+    if (s->adapter && s->adapter[seq] == id && part_of_chunk(b, chunk, seq, start, &first, &end)) return true;
+  return false;
+}
+
+static void chunk_bwd(const bwd *b, int64_t chunk, int64_t head) {
+  const px_attn_shape *s = &b->a->shape;
+  int64_t start = 0, first, end;
+  for (int32_t id = 0; id < s->segment_count; id++) {
+    if (s->segments[id].len == 0 || !wanted(&s->segments[id]) || !chunk_names(b, chunk, id)) continue;
+    sums segment = sums_of_segment(b, chunk, id);
+    clear(&segment, s->segments[id].len, head, s->head_dim);
+  }
+  for (int32_t seq = 0; seq < s->seqs; start += tiles_of(s, seq), seq++)
+    if (part_of_chunk(b, chunk, seq, start, &first, &end)) sequence_bwd(b, chunk, seq, head, first, end);
+}
+
+static void add_row(float *to, const float *x, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) to[i] += x[i];
+}
+
+/* Row j of one sequence: the sums of all its chunks, in order, rounded once. */
+static void finish_own_row(const bwd *b, int32_t seq, int64_t start, int64_t j) {
+  const px_attn_bwd_args *a = b->a;
+  const px_attn_shape *s = &a->shape;
+  int64_t row = s->k_offsets[seq] + j, first, end;
+  sums to = sums_of_own(b, 0, true, row);
+  if (tiles_of(s, seq) == 0) { /* keys without queries */
+    memset(to.dk, 0, (size_t)b->width * sizeof(float));
+    memset(to.dv, 0, (size_t)b->width * sizeof(float));
+  }
+  for (int64_t chunk = 1; chunk < b->chunks; chunk++) {
+    if (!part_of_chunk(b, chunk, seq, start, &first, &end) || first == 0) continue;
+    sums more = sums_of_own(b, chunk, false, row);
+    add_row(to.dk, more.dk, b->width);
+    add_row(to.dv, more.dv, b->width);
+  }
+  if (s->dtype == PX_F32) return;
+  px_store_row(a->dk, s->dtype, row * a->dk_stride, b->width, to.dk);
+  px_store_row(a->dv, s->dtype, row * a->dv_stride, b->width, to.dv);
+}
+
+static bool is_cut(const bwd *b, int32_t seq, int64_t start) {
+  int64_t end = start + tiles_of(&b->a->shape, seq);
+  for (int64_t chunk = 1; chunk < b->chunks; chunk++)
+    if (chunk_start(b, chunk) > start && chunk_start(b, chunk) < end) return true;
+  return false;
+}
+
+/* Inside a parallel region: all threads walk the sequences and share the rows of each. */
+static void finish_own(const bwd *b) {
+  const px_attn_shape *s = &b->a->shape;
+  int64_t start = 0;
+  for (int32_t seq = 0; seq < s->seqs; start += tiles_of(s, seq), seq++) {
+    if (s->dtype == PX_F32 && tiles_of(s, seq) > 0 && !is_cut(b, seq, start)) continue; /* complete already */
+#pragma omp for schedule(static) nowait
+    for (int64_t j = 0; j < s->k_offsets[seq + 1] - s->k_offsets[seq]; j++) finish_own_row(b, seq, start, j);
+  }
+}
+
+static void finish_segments(const bwd *b) {
+  const px_attn_shape *s = &b->a->shape;
+  for (int32_t id = 0; id < s->segment_count; id++) {
+    const px_kv_segment *to = &s->segments[id];
+    if (to->len == 0 || !wanted(to)) continue;
+    for (int64_t chunk = 0; chunk < b->chunks; chunk++) {
+      if (!chunk_names(b, chunk, id)) continue;
+      sums from = sums_of_segment(b, chunk, id);
+      /* Static and of one length: a row stays with its thread from chunk to chunk, so the order is kept. */
+#pragma omp for schedule(static) nowait
+      for (int64_t j = 0; j < to->len; j++) {
+        add_row(to->dk + j * to->grad_stride, from.dk + j * b->width, b->width);
+        add_row(to->dv + j * to->grad_stride, from.dv + j * b->width, b->width);
+      }
+    }
+  }
+}
+
+int px_attn_bwd_cpu(const px_attn_bwd_args *a) {
+  const px_attn_shape *s = &a->shape;
+  if (s->seqs == 0) return 0;
+  bwd b = plan(a);
+#pragma omp parallel
+  {
+#pragma omp for collapse(2) schedule(dynamic, 1)
+    for (int64_t chunk = 0; chunk < b.chunks; chunk++)
+      for (int32_t g = 0; g < s->kv_heads; g++) chunk_bwd(&b, chunk, g);
+    if (a->dq) finish_own(&b);
+    finish_segments(&b);
+  }
+  return 0;
+}
