@@ -5,9 +5,9 @@
 #   scripts/setup.sh build|demo|test|fuzz|format|peers [--dry-run]
 #
 # build: the library and the command; demo: also the model and the dictionary; test: everything `make test` runs;
-# fuzz: the compiler with libFuzzer; peers: what a Python environment with torch needs. What is needed is found by looking for the tool, header or module itself, not for
-# the package, so a cmake from elsewhere counts and a second run takes milliseconds. Without the right to install, the
-# missing packages are named in one line and the exit code is 1. --dry-run only prints what is missing.
+# fuzz: the compiler with libFuzzer; peers: what a Python environment with torch needs. What is needed is found by looking
+# for the tool, header or module itself, not for the package, so a cmake from elsewhere counts and a second run takes
+# milliseconds. Without the right to install, the missing packages are named in one line and the exit code is 1.
 set -eu
 
 purpose=${1:-build}
