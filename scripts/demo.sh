@@ -14,8 +14,7 @@ words=$out/data/held_out.jsonl
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [ -t 1 ] || say() { printf '\n%s\n' "$*"; }
-answers() { "$pfx" generate --model "$model" --prompts "$words" --max-tokens 24 --stop '
-' --quiet --json "$@"; }
+answers() { "$pfx" generate --model "$model" --prompts "$words" --max-tokens 24 --quiet --json "$@"; }
 
 say "1. The model and the data"
 model=$(scripts/fetch_model.sh)
@@ -30,8 +29,8 @@ python3 scripts/demo_table.py "$words" "$out/before.jsonl"
 
 say "3. Training a prefix of 16 positions; the model itself stays as it is"
 rm -rf "$out/adapter"
-"$pfx" train --model "$model" --data "$train_rows" --valid "$valid_rows" --tune prefix:16 --steps 120 --batch-rows 16 \
-  --eval-every 40 --out "$out/adapter"
+"$pfx" train --model "$model" --data "$train_rows" --valid "$valid_rows" --tune prefix:16 --steps 240 --batch-rows 16 \
+  --eval-every 80 --out "$out/adapter"
 
 say "4. Loss on words that were not trained on, before and after"
 "$pfx" eval --model "$model" --data "$valid_rows" --adapter "$out/adapter"
@@ -47,6 +46,6 @@ say "Next"
 cat <<END
   $pfx generate --model $model --adapter $out/adapter --prompt 'lantern (noun):'
   $pfx inspect $out/adapter
-  $pfx train --resume $out/adapter --steps 240     # a longer run from where this one stopped
-  $pfx train --help                                # your own rows: {"prompt": ..., "completion": ...} a line
+  $pfx train --resume $out/adapter --steps 480   # a longer run from where this one stopped
+  $pfx train --help                              # your own rows: {"prompt": ..., "completion": ...} a line
 END
