@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * The reference product: float32 accumulation in the order of k. */
+ * The reference product. A tile of c is a sum over pieces of k, in order; the piece of a and of b that it meets are
+ * widened to float32 on the stack first, so that one loop serves all types and orientations. */
 #include "kernels/gemm.h"
+
+#include "kernels/math_cpu.h"
 
 const char *px_gemm_check(const px_gemm_args *a) {
   if (a->m < 0 || a->n < 0 || a->k < 0) return "a dimension is negative";
@@ -14,36 +17,83 @@ const char *px_gemm_check(const px_gemm_args *a) {
   return NULL;
 }
 
-static float get(const void *p, px_dtype type, int64_t i) { return type == PX_F32 ? ((const float *)p)[i] : px_bf16_to_f32(((const uint16_t *)p)[i]); }
+enum { ROWS = 64, COLS = 32, DEPTH = 128, MICRO = 4 }; /* tile of c, piece of k, rows in registers */
 
-static void put(void *p, px_dtype type, int64_t i, float v) {
-  if (type == PX_F32)
-    ((float *)p)[i] = v;
-  else
-    ((uint16_t *)p)[i] = px_f32_to_bf16(v);
+/* rows x depth of a, from (i0, k0), as out[depth][ROWS]; rows beyond m are zero. */
+static void widen_a(const px_gemm_args *a, int64_t i0, int64_t k0, int64_t depth, float out[DEPTH][ROWS]) {
+  int64_t rows = a->m - i0 < ROWS ? a->m - i0 : ROWS;
+  float line[DEPTH];
+  if (a->trans_a) {
+    for (int64_t k = 0; k < depth; k++) {
+      px_load_row(a->a, a->type, (k0 + k) * a->lda + i0, rows, out[k]);
+      for (int64_t i = rows; i < ROWS; i++) out[k][i] = 0.0f;
+    }
+    return;
+  }
+  for (int64_t i = 0; i < ROWS; i++) {
+    if (i < rows) px_load_row(a->a, a->type, (i0 + i) * a->lda + k0, depth, line);
+    for (int64_t k = 0; k < depth; k++) out[k][i] = i < rows ? line[k] : 0.0f;
+  }
 }
 
-enum { TILE = 64 };
+/* depth x columns of b, from (k0, j0); columns beyond n are zero. */
+static void widen_b(const px_gemm_args *a, int64_t j0, int64_t k0, int64_t depth, float out[DEPTH][COLS]) {
+  int64_t cols = a->n - j0 < COLS ? a->n - j0 : COLS;
+  float line[DEPTH];
+  if (!a->trans_b) {
+    for (int64_t k = 0; k < depth; k++) {
+      px_load_row(a->b, a->type, (k0 + k) * a->ldb + j0, cols, out[k]);
+      for (int64_t j = cols; j < COLS; j++) out[k][j] = 0.0f;
+    }
+    return;
+  }
+  for (int64_t j = 0; j < COLS; j++) {
+    if (j < cols) px_load_row(a->b, a->type, (j0 + j) * a->ldb + k0, depth, line);
+    for (int64_t k = 0; k < depth; k++) out[k][j] = j < cols ? line[k] : 0.0f;
+  }
+}
+
+/* sum[MICRO][COLS] += the piece, one k after the other: the only loop that adds products, so bits depend on nothing
+ * else. */
+static void add_piece(float (*x)[ROWS], float (*y)[COLS], int64_t row, int64_t depth, float (*sum)[COLS]) {
+  float acc[MICRO][COLS];
+  memcpy(acc, sum, sizeof acc);
+  for (int64_t k = 0; k < depth; k++)
+    for (int r = 0; r < MICRO; r++) {
+      float xk = x[k][row + r];
+#pragma omp simd
+      for (int j = 0; j < COLS; j++) acc[r][j] += xk * y[k][j];
+    }
+  memcpy(sum, acc, sizeof acc);
+}
+
+static void store_tile(const px_gemm_args *a, int64_t i0, int64_t j0, float (*sum)[COLS]) {
+  int64_t rows = a->m - i0 < ROWS ? a->m - i0 : ROWS, cols = a->n - j0 < COLS ? a->n - j0 : COLS;
+  for (int64_t i = 0; i < rows; i++) {
+    int64_t at = (i0 + i) * a->ldc + j0;
+    for (int64_t j = 0; j < cols; j++) {
+      float v = sum[i][j];
+      if (a->bias) v += px_get(a->bias, a->bias_type, j0 + j);
+      if (a->accumulate) v += px_get(a->c, a->c_type, at + j);
+      sum[i][j] = v;
+    }
+    px_store_row(a->c, a->c_type, at, cols, sum[i]);
+  }
+}
 
 int px_gemm_plain_cpu(const px_gemm_args *a) {
 #pragma omp parallel for collapse(2) schedule(static)
-  for (int64_t i = 0; i < a->m; i++)
-    for (int64_t j0 = 0; j0 < a->n; j0 += TILE) {
-      int64_t width = a->n - j0 < TILE ? a->n - j0 : TILE;
-      float sum[TILE] = {0};
-      for (int64_t k = 0; k < a->k; k++) {
-        float x = get(a->a, a->type, a->trans_a ? k * a->lda + i : i * a->lda + k);
-        if (a->trans_b)
-          for (int64_t j = 0; j < width; j++) sum[j] += x * get(a->b, a->type, (j0 + j) * a->ldb + k);
-        else
-          for (int64_t j = 0; j < width; j++) sum[j] += x * get(a->b, a->type, k * a->ldb + j0 + j);
+  for (int64_t i0 = 0; i0 < a->m; i0 += ROWS)
+    for (int64_t j0 = 0; j0 < a->n; j0 += COLS) {
+      _Alignas(64) float x[DEPTH][ROWS], y[DEPTH][COLS], sum[ROWS][COLS] = {{0}};
+      int64_t rows = a->m - i0 < ROWS ? a->m - i0 : ROWS;
+      for (int64_t k0 = 0; k0 < a->k; k0 += DEPTH) {
+        int64_t depth = a->k - k0 < DEPTH ? a->k - k0 : DEPTH;
+        widen_a(a, i0, k0, depth, x);
+        widen_b(a, j0, k0, depth, y);
+        for (int64_t row = 0; row < rows; row += MICRO) add_piece(x, y, row, depth, sum + row);
       }
-      for (int64_t j = 0; j < width; j++) {
-        float v = sum[j];
-        if (a->bias) v += get(a->bias, a->bias_type, j0 + j);
-        if (a->accumulate) v += get(a->c, a->c_type, i * a->ldc + j0 + j);
-        put(a->c, a->c_type, i * a->ldc + j0 + j, v);
-      }
+      store_tile(a, i0, j0, sum);
     }
   return 0;
 }

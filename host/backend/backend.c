@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: MIT
- * The wrappers of every operation and service: arguments are checked, the first failure sticks, time is counted. */
+ * The wrappers of every operation and service: arguments are checked, the first failure sticks, time and memory are
+ * counted. */
 #include "backend/backend.h"
 
+#include <stdlib.h>
 #include <time.h>
+
+#include "core/memory.h"
 
 static const char *const op_names[] = {
 #define PX_SLOT(slot, args, check) #slot,
@@ -22,27 +26,30 @@ void px_backend_fail(px_backend *be, px_status status, const char *what) {
   if (be->failure.status == PX_OK) px_fail(&be->failure, status, "%s", what);
 }
 
-static void op_failed(px_backend *be, const char *op, int code) {
+static void call_failed(px_backend *be, const char *call, int code) {
   if (be->failure.status != PX_OK) return;
-  px_fail(&be->failure, PX_FAILED, "%s backend: %s failed: %s", be->name, op, be->ops->error_text(be, code));
+  px_fail(&be->failure, PX_FAILED, "%s backend: %s failed: %s", be->name, call, be->ops->error_text(be, code));
   be->failure.native = code;
 }
 
-#define PX_SLOT(slot, args, check)                                                                               \
-  void px_op_##slot(px_backend *be, const args *a) {                                                             \
-    if (be->failure.status != PX_OK) return;                                                                     \
-    const char *wrong = check(a);                                                                                \
-    if (wrong) {                                                                                                 \
-      px_fail(&be->failure, PX_INVALID, "%s backend: %s: %s", be->name, #slot, wrong);                           \
-      return;                                                                                                    \
-    }                                                                                                            \
-    double start = be->profile ? now() : 0;                                                                      \
-    int code = be->ops->slot(be, a);                                                                             \
-    if (be->profile) {                                                                                           \
-      be->op_seconds[PX_OP_##slot] += now() - start;                                                             \
-      be->op_calls[PX_OP_##slot]++;                                                                              \
-    }                                                                                                            \
-    if (code) op_failed(be, #slot, code);                                                                        \
+/* Whether an operation may run. */
+static bool may_run(px_backend *be, int op, const char *wrong) {
+  if (wrong) px_fail(&be->failure, PX_INVALID, "%s backend: %s: %s", be->name, px_op_name(op), wrong);
+  return !wrong;
+}
+
+static void count_call(px_backend *be, int op, double start) {
+  be->op_seconds[op] += now() - start;
+  be->op_calls[op]++;
+}
+
+#define PX_SLOT(slot, args, check)                                                   \
+  void px_op_##slot(px_backend *be, const args *a) {                                 \
+    if (be->failure.status != PX_OK || !may_run(be, PX_OP_##slot, check(a))) return; \
+    double start = be->profile ? now() : 0;                                          \
+    int code = be->ops->slot(be, a);                                                 \
+    if (be->profile) count_call(be, PX_OP_##slot, start);                            \
+    if (code) call_failed(be, #slot, code);                                          \
   }
 PX_OPERATIONS(PX_SLOT)
 #undef PX_SLOT
@@ -50,37 +57,66 @@ PX_OPERATIONS(PX_SLOT)
 px_status px_backend_status(px_backend *be, px_error *err) {
   px_status status = be->failure.status;
   if (status != PX_OK && err) *err = be->failure;
-  be->failure.status = PX_OK;
+  be->failure = (px_error){0};
   return status;
 }
 
 void px_backend_close(px_backend *be) {
-  if (be) be->ops->close(be);
+  if (!be) return;
+  px_allocation *list = be->allocations;
+  be->ops->close(be);
+  free(list);
 }
 
-
-void *px_backend_alloc(px_backend *be, size_t bytes) {
-  if (be->failure.status != PX_OK) return NULL;
+void *px_backend_try_alloc(px_backend *be, size_t bytes) {
+  if (px_reserve(&be->allocations, &be->allocation_capacity, be->allocation_count + 1, sizeof *be->allocations))
+    return NULL;
   void *p = be->ops->alloc(be, bytes ? bytes : 1);
-  if (!p)
-    px_fail(&be->failure, PX_NO_MEMORY, "%s backend: cannot allocate %.1f MB", be->name, (double)bytes / 1e6);
-  else
-    be->allocated_bytes += bytes;
+  if (!p) return NULL;
+  be->allocations[be->allocation_count++] = (px_allocation){p, bytes};
+  be->allocated_bytes += bytes;
   if (be->allocated_bytes > be->peak_bytes) be->peak_bytes = be->allocated_bytes;
   return p;
 }
 
-void px_backend_free(px_backend *be, void *p) {
-  if (p) be->ops->free(be, p);
+void *px_backend_alloc(px_backend *be, size_t bytes) {
+  if (be->failure.status != PX_OK) return NULL;
+  void *p = px_backend_try_alloc(be, bytes);
+  if (!p)
+    px_fail(&be->failure, PX_NO_MEMORY, "%s backend: cannot allocate %.1f MB (%.1f MB are in use)", be->name,
+            (double)bytes / 1e6, (double)be->allocated_bytes / 1e6);
+  return p;
 }
 
-#define SERVICE(call, what)                                     \
-  if (be->failure.status != PX_OK) return;                      \
-  int code = be->ops->call;                                     \
-  if (code) op_failed(be, what, code)
+/* The newest allocations tend to go first. */
+static size_t forget_allocation(px_backend *be, const void *p) {
+  for (size_t i = be->allocation_count; i-- > 0;) {
+    if (be->allocations[i].start != p) continue;
+    size_t bytes = be->allocations[i].bytes;
+    be->allocations[i] = be->allocations[--be->allocation_count];
+    be->allocated_bytes -= bytes;
+    return bytes;
+  }
+  return 0;
+}
 
-void px_backend_write(px_backend *be, void *dst, const void *host, size_t bytes) { SERVICE(write(be, dst, host, bytes), "write"); }
-void px_backend_read(px_backend *be, void *host, const void *src, size_t bytes) { SERVICE(read(be, host, src, bytes), "read"); }
-void px_backend_copy(px_backend *be, void *dst, const void *src, size_t bytes) { SERVICE(copy(be, dst, src, bytes), "copy"); }
+void px_backend_free(px_backend *be, void *p) {
+  if (p) be->ops->free(be, p, forget_allocation(be, p));
+}
+
+#define SERVICE(call, what)                \
+  if (be->failure.status != PX_OK) return; \
+  int code = be->ops->call;                \
+  if (code) call_failed(be, what, code)
+
+void px_backend_write(px_backend *be, void *dst, const void *host, size_t bytes) {
+  SERVICE(write(be, dst, host, bytes), "write");
+}
+void px_backend_read(px_backend *be, void *host, const void *src, size_t bytes) {
+  SERVICE(read(be, host, src, bytes), "read");
+}
+void px_backend_copy(px_backend *be, void *dst, const void *src, size_t bytes) {
+  SERVICE(copy(be, dst, src, bytes), "copy");
+}
 void px_backend_zero(px_backend *be, void *dst, size_t bytes) { SERVICE(zero(be, dst, bytes), "zero"); }
 void px_backend_wait(px_backend *be) { SERVICE(wait(be), "wait"); }

@@ -2,8 +2,9 @@
  * The operation table. Every backend fills every slot of PX_OPERATIONS; forward and backward call px_op_<name>.
  *
  * The first failure sticks: it is recorded in the backend, later operations do nothing, and whoever runs the step calls
- * px_backend_status once at its end. A backend is used by one thread at a time. Memory a backend allocates is only touched
- * by its operations and services ("device memory"); on the CPU backend it is ordinary memory and host_visible is true. */
+ * px_backend_status once at its end. A backend is used by one thread at a time. Memory a backend allocates is only
+ * touched by its operations and services ("device memory"); on the CPU backend it is ordinary memory and host_visible
+ * is true. */
 #ifndef PX_BACKEND_BACKEND_H
 #define PX_BACKEND_BACKEND_H
 
@@ -61,7 +62,7 @@ typedef struct px_backend_ops {
   /* Services. alloc: 64-byte aligned, NULL when memory is out; contents undefined. */
   void (*close)(px_backend *be);
   void *(*alloc)(px_backend *be, size_t bytes);
-  void (*free)(px_backend *be, void *p);
+  void (*free)(px_backend *be, void *p, size_t bytes); /* as allocated */
   int (*write)(px_backend *be, void *dst, const void *host, size_t bytes);
   int (*read)(px_backend *be, void *host, const void *src, size_t bytes); /* waits for the bytes */
   int (*copy)(px_backend *be, void *dst, const void *src, size_t bytes);
@@ -78,6 +79,12 @@ enum {
 };
 const char *px_op_name(int op);
 
+/* What px_backend_alloc handed out and nobody freed. */
+typedef struct px_allocation {
+  void *start;
+  size_t bytes;
+} px_allocation;
+
 struct px_backend {
   const px_backend_ops *ops;
   const char *name;     /* "cpu" */
@@ -91,16 +98,19 @@ struct px_backend {
   bool profile;
   double op_seconds[PX_OP_COUNT]; /* where profile is on */
   int64_t op_calls[PX_OP_COUNT];
-  size_t allocated_bytes, peak_bytes; /* by px_backend_alloc */
+  size_t allocated_bytes, peak_bytes; /* by px_backend_alloc; now, and at most so far */
+  px_allocation *allocations;
+  size_t allocation_count, allocation_capacity;
 };
 
 typedef struct px_backend_options {
-  int threads; /* 0: all cores the process may use */
+  int threads; /* 0: what OpenMP uses, by itself all cores the process may use */
   px_log log;
   bool profile;
 } px_backend_options;
 
-/* The CPU backend. Products: oneDNN where built in, else plain C. */
+/* The CPU backend. Products: oneDNN where built in, else plain C. Opening it, and every operation, sets the number of
+ * OpenMP threads of the calling thread. */
 px_status px_backend_open_cpu(const px_backend_options *options, px_backend **out, px_error *err);
 void px_backend_close(px_backend *be);
 
@@ -112,8 +122,9 @@ void px_backend_fail(px_backend *be, px_status status, const char *what);
 PX_OPERATIONS(PX_SLOT)
 #undef PX_SLOT
 
-void *px_backend_alloc(px_backend *be, size_t bytes); /* failure sticks too: PX_NO_MEMORY with the size; NULL */
-void px_backend_free(px_backend *be, void *p);        /* NULL is fine */
+void *px_backend_alloc(px_backend *be, size_t bytes);     /* failure sticks too: PX_NO_MEMORY with the size; NULL */
+void *px_backend_try_alloc(px_backend *be, size_t bytes); /* NULL when memory is out; nothing sticks */
+void px_backend_free(px_backend *be, void *p);            /* NULL is fine */
 void px_backend_write(px_backend *be, void *dst, const void *host, size_t bytes);
 void px_backend_read(px_backend *be, void *host, const void *src, size_t bytes);
 void px_backend_copy(px_backend *be, void *dst, const void *src, size_t bytes);

@@ -1,13 +1,22 @@
 /* SPDX-License-Identifier: MIT
  * The CPU backend: every slot is the operation's own _cpu.c but the product, which is a library's. */
+#include <limits.h>
 #include <omp.h>
 #include <stdlib.h>
 
 #include "backend/backend.h"
 #include "backend/gemm_product.h"
 
-#define DIRECT(slot, args) \
-  static int slot(px_backend *be, const args *a) { (void)be; return px_##slot##_cpu(a); }
+/* The number of threads belongs to the thread that calls, and a backend may move between threads. */
+static void use_threads(const px_backend *be) {
+  if (omp_get_max_threads() != be->threads) omp_set_num_threads(be->threads);
+}
+
+#define DIRECT(slot, args)                         \
+  static int slot(px_backend *be, const args *a) { \
+    use_threads(be);                               \
+    return px_##slot##_cpu(a);                     \
+  }
 DIRECT(embed_fwd, px_embed_fwd_args)
 DIRECT(embed_bwd, px_embed_bwd_args)
 DIRECT(norm_fwd, px_norm_fwd_args)
@@ -34,63 +43,87 @@ DIRECT(sample, px_sample_args)
 #undef DIRECT
 
 static int lora_by_id(px_backend *be, const px_lora_args *a) {
-  (void)be;
+  use_threads(be);
   return px_lora_cpu(a);
 }
 
-static int gemm(px_backend *be, const px_gemm_args *a) { return px_product_gemm(be->own, a); }
+static int gemm(px_backend *be, const px_gemm_args *a) {
+  use_threads(be);
+  int code = px_product_gemm(be->own, a);
+  if (!px_product_is_no_memory(code)) return code;
+  px_backend_fail(be, PX_NO_MEMORY, "cpu backend: gemm: no memory for the product's workspace");
+  return 0;
+}
 
 static void cpu_close(px_backend *be) {
   px_product_close(be->own);
   free(be);
 }
+
 static void *cpu_alloc(px_backend *be, size_t bytes) {
   (void)be;
-  return bytes > SIZE_MAX - 64 ? NULL : aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+  return bytes > PTRDIFF_MAX - 64 ? NULL : aligned_alloc(64, (bytes + 63) & ~(size_t)63);
 }
-static void cpu_free(px_backend *be, void *p) {
-  (void)be;
+
+static void cpu_free(px_backend *be, void *p, size_t bytes) {
+  px_product_forget(be->own, p, bytes);
   free(p);
 }
+
 static int cpu_move(px_backend *be, void *dst, const void *src, size_t bytes) {
   (void)be;
   if (bytes) memmove(dst, src, bytes);
   return 0;
 }
+
 static int cpu_zero(px_backend *be, void *dst, size_t bytes) {
   (void)be;
   if (bytes) memset(dst, 0, bytes);
   return 0;
 }
+
 static int cpu_wait(px_backend *be) {
   (void)be;
   return 0;
 }
+
+/* Only the product can fail once its arguments are checked. */
 static const char *cpu_error_text(px_backend *be, int code) {
   (void)be;
-  (void)code;
-  return "the product library refused the operation";
+  return px_product_error_text(code);
 }
 
 static const px_backend_ops cpu_ops = {
 #define PX_SLOT(slot, args, check) .slot = slot,
     PX_OPERATIONS(PX_SLOT)
 #undef PX_SLOT
-        .close = cpu_close, .alloc = cpu_alloc, .free = cpu_free, .write = cpu_move, .read = cpu_move, .copy = cpu_move,
-    .zero = cpu_zero,   .wait = cpu_wait,   .error_text = cpu_error_text,
+        .close = cpu_close,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .write = cpu_move,
+    .read = cpu_move,
+    .copy = cpu_move,
+    .zero = cpu_zero,
+    .wait = cpu_wait,
+    .error_text = cpu_error_text,
 };
 
 px_status px_backend_open_cpu(const px_backend_options *options, px_backend **out, px_error *err) {
+  if (options->threads < 0)
+    return px_fail(err, PX_INVALID, "threads is %d: give 0 (all cores) or more", options->threads);
   px_backend *be = calloc(1, sizeof *be);
-  if (!be) return px_fail(err, PX_NO_MEMORY, "no memory");
-  int threads = options->threads > 0 ? options->threads : omp_get_num_procs();
-  if (options->threads > 0) omp_set_num_threads(threads);
-  else threads = omp_get_max_threads();
-  *be = (px_backend){.ops = &cpu_ops, .name = "cpu", .host_visible = true, .threads = threads, .log = options->log, .profile = options->profile};
-  be->own = px_product_open(threads);
+  if (!be) return px_fail(err, PX_NO_MEMORY, "no memory for the CPU backend");
+  be->ops = &cpu_ops;
+  be->name = "cpu";
+  be->host_visible = true;
+  be->threads = options->threads ? options->threads : omp_get_max_threads();
+  be->log = options->log;
+  be->profile = options->profile;
+  use_threads(be);
+  be->own = px_product_open(be);
   if (!be->own) {
     free(be);
-    return px_fail(err, PX_NO_MEMORY, "no memory");
+    return px_fail(err, PX_NO_MEMORY, "no memory for the CPU backend");
   }
   be->products = px_product_name(be->own);
   be->computes_bf16 = px_product_has_bf16(be->own);

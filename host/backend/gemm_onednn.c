@@ -1,163 +1,472 @@
 /* SPDX-License-Identifier: MIT
- * Products by oneDNN (2.x and 3.x, whose C interfaces differ), with a small cache of primitives. */
+ * Products by oneDNN (2.x and 3.x, whose C interfaces differ).
+ *
+ * A primitive is code that oneDNN generates for one shape, in 0.2 to 0.6 ms; the last PRIMITIVES of them are kept.
+ * Primitives for any number of rows exist too (DNNL_RUNTIME_DIM_VAL), but oneDNN 2.6 serves them by an older kernel: 5
+ * % slower at 880 rows of bfloat16, 2.5 times at 4, and without packed weights.
+ *
+ * By default oneDNN rearranges the weight inside every product, which costs 5 % at 880 rows and two thirds of the time
+ * at 1. A frozen weight that is used with few rows again and again, as in decoding, is therefore packed once, into a
+ * second copy. Training keeps the weights as they are: its memory is worth more than 5 %.
+ *
+ * Bits: oneDNN accumulates a row in the same order for every number of rows and threads, packed or not. It does not
+ * promise that, so a test pins it (docs/exactness.md). */
+#include <dnnl.h>
+#include <dnnl_debug.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#include <oneapi/dnnl/dnnl.h>
-
 #include "backend/gemm_product.h"
+#include "core/memory.h"
 
-enum { CACHE = 512 };
-
-typedef struct entry {
-  px_gemm_args key;
-  dnnl_primitive_t primitive;
-  dnnl_memory_t a, b, c, bias;
-  uint64_t used;
-} entry;
-
-struct px_product {
-  dnnl_engine_t engine;
-  dnnl_stream_t stream;
-  entry entries[CACHE];
-  uint64_t clock;
-  char name[80];
-  bool has_bf16;
+enum {
+  PRIMITIVES = 512,
+  BUCKETS = 256,
+  FEW_ROWS = 64,           /* above this, packing gains little */
+  USES_BEFORE_PACKING = 4, /* in a row, with few rows: packing costs about as much as this many products of one row */
+  PLAIN = -1,              /* layout of a weight that is not packed */
 };
 
-static const char *isa_name(void) {
-  switch (dnnl_get_effective_cpu_isa()) {
-    case dnnl_cpu_isa_avx512_core_amx: return "avx512_core_amx";
-    case dnnl_cpu_isa_avx512_core_bf16: return "avx512_core_bf16";
-    case dnnl_cpu_isa_avx512_core_vnni: return "avx512_core_vnni";
-    case dnnl_cpu_isa_avx512_core: return "avx512_core";
-    case dnnl_cpu_isa_avx2: return "avx2";
-    default: return "other";
-  }
+/* The two generations: a description of memory is a struct in 2.x, a handle in 3.x. */
+#if DNNL_VERSION_MAJOR >= 3
+typedef const_dnnl_memory_desc_t desc_view;
+#define VIEW(desc) (desc)
+#define desc_strided dnnl_memory_desc_create_with_strides
+#define desc_tagged dnnl_memory_desc_create_with_tag
+static dnnl_status_t desc_copy(dnnl_memory_desc_t *out, desc_view from) { return dnnl_memory_desc_clone(out, from); }
+static void desc_free(dnnl_memory_desc_t *desc) {
+  if (*desc) dnnl_memory_desc_destroy(*desc);
+  *desc = NULL;
+}
+static dnnl_status_t append_sum(dnnl_post_ops_t ops) {
+  return dnnl_post_ops_append_sum(ops, 1.0f, 0, dnnl_data_type_undef);
+}
+#else
+typedef const dnnl_memory_desc_t *desc_view;
+#define VIEW(desc) (&(desc))
+#define desc_strided dnnl_memory_desc_init_by_strides
+#define desc_tagged dnnl_memory_desc_init_by_tag
+static dnnl_status_t desc_copy(dnnl_memory_desc_t *out, desc_view from) {
+  *out = *from;
+  return dnnl_success;
+}
+static void desc_free(dnnl_memory_desc_t *desc) { (void)desc; }
+static dnnl_status_t append_sum(dnnl_post_ops_t ops) { return dnnl_post_ops_append_sum(ops, 1.0f); }
+#endif
+
+/* What a primitive depends on; compared as bytes, so it has no padding. */
+typedef struct shape {
+  int64_t m, n, k, lda, ldb, ldc;
+  int32_t layout; /* of the weight: PLAIN, or an index into layouts, where ldb and trans_b are 0 */
+  int8_t type, c_type, bias_type /* -1: none */, trans;
+} shape;
+
+typedef struct entry {
+  shape key;
+  dnnl_primitive_t primitive;
+  dnnl_memory_t a, b, c, bias, scratch; /* bias and scratch NULL: none */
+  size_t scratch_bytes;
+  uint64_t used;
+  int32_t next; /* in its bucket; -1: none */
+} entry;
+
+/* How oneDNN likes weights of one shape; all weights of that shape share it, so they share primitives. */
+typedef struct packing {
+  int64_t n, k;
+  px_dtype type;
+  bool useless; /* it is the plain one, or refused */
+  size_t bytes;
+  dnnl_memory_desc_t desc;
+} packing;
+
+typedef struct weight {
+  const void *data;
+  int64_t n, k, ld;
+  px_dtype type;
+  bool trans;
+  int uses; /* in a row with few rows; -1: never pack */
+  int32_t layout;
+  void *packed; /* NULL: not packed */
+  struct weight *next;
+} weight;
+
+struct px_product {
+  px_backend *be;
+  dnnl_engine_t engine;
+  dnnl_stream_t stream;
+  entry entries[PRIMITIVES];
+  int32_t entry_count, first[BUCKETS];
+  uint64_t clock;
+  packing *layouts;
+  size_t layout_count, layout_capacity;
+  weight *weights[BUCKETS];
+  void *scratch;
+  size_t scratch_bytes;
+  char name[64];
+  bool has_bf16, warned_bf16, warned_shape;
+};
+
+#define DNNL_TRY(call)                                \
+  do {                                                \
+    dnnl_status_t status_ = (call);                   \
+    if (status_ != dnnl_success) return (int)status_; \
+  } while (0)
+
+static const char *isa_name(dnnl_cpu_isa_t isa) {
+  static const struct {
+    dnnl_cpu_isa_t isa;
+    const char *name;
+  } known[] = {{dnnl_cpu_isa_avx512_core_amx, "avx512_core_amx"},
+               {dnnl_cpu_isa_avx512_core_bf16, "avx512_core_bf16"},
+               {dnnl_cpu_isa_avx512_core_vnni, "avx512_core_vnni"},
+               {dnnl_cpu_isa_avx512_core, "avx512_core"},
+               {dnnl_cpu_isa_avx2_vnni, "avx2_vnni"},
+               {dnnl_cpu_isa_avx2, "avx2"}};
+  for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+    if (isa == known[i].isa) return known[i].name;
+  return NULL;
 }
 
-px_product *px_product_open(int threads) {
-  (void)threads;
+px_product *px_product_open(px_backend *be) {
   px_product *p = calloc(1, sizeof *p);
   if (!p) return NULL;
+  p->be = be;
+  for (int i = 0; i < BUCKETS; i++) p->first[i] = -1;
   const dnnl_version_t *v = dnnl_version();
-  snprintf(p->name, sizeof p->name, "oneDNN %d.%d.%d (%s)", v->major, v->minor, v->patch, isa_name());
-  p->has_bf16 = strstr(p->name, "bf16") || strstr(p->name, "amx");
+  dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
+  char number[24];
+  snprintf(number, sizeof number, "isa 0x%x", (unsigned)isa);
+  snprintf(p->name, sizeof p->name, "oneDNN %d.%d.%d (%s)", v->major, v->minor, v->patch,
+           isa_name(isa) ? isa_name(isa) : number);
+  /* Instruction sets are bit sets; AMX includes this one. */
+  p->has_bf16 = (isa & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
   return p;
 }
 
+const char *px_product_name(const px_product *p) { return p->name; }
+bool px_product_has_bf16(const px_product *p) { return p->has_bf16; }
+bool px_product_is_no_memory(int code) { return code == (int)dnnl_out_of_memory; }
+const char *px_product_error_text(int code) { return dnnl_status2str((dnnl_status_t)code); }
+
 static void entry_clear(entry *e) {
+  dnnl_memory_t memories[] = {e->a, e->b, e->c, e->bias, e->scratch};
   if (e->primitive) dnnl_primitive_destroy(e->primitive);
-  if (e->a) dnnl_memory_destroy(e->a);
-  if (e->b) dnnl_memory_destroy(e->b);
-  if (e->c) dnnl_memory_destroy(e->c);
-  if (e->bias) dnnl_memory_destroy(e->bias);
+  for (int i = 0; i < 5; i++)
+    if (memories[i]) dnnl_memory_destroy(memories[i]);
   *e = (entry){0};
+}
+
+static void weight_free(px_product *p, weight *w) {
+  px_backend_free(p->be, w->packed);
+  free(w);
 }
 
 void px_product_close(px_product *p) {
   if (!p) return;
-  for (int i = 0; i < CACHE; i++) entry_clear(&p->entries[i]);
+  for (int32_t i = 0; i < p->entry_count; i++) entry_clear(&p->entries[i]);
+  for (int i = 0; i < BUCKETS; i++) {
+    while (p->weights[i]) {
+      weight *w = p->weights[i];
+      p->weights[i] = w->next;
+      weight_free(p, w);
+    }
+  }
+  for (size_t i = 0; i < p->layout_count; i++) desc_free(&p->layouts[i].desc);
+  free(p->layouts);
+  px_backend_free(p->be, p->scratch);
   if (p->stream) dnnl_stream_destroy(p->stream);
   if (p->engine) dnnl_engine_destroy(p->engine);
   free(p);
 }
 
-const char *px_product_name(const px_product *p) { return p->name; }
-bool px_product_has_bf16(const px_product *p) { return p->has_bf16; }
+/* ---- descriptions ---- */
 
-static bool same(const px_gemm_args *x, const px_gemm_args *y) {
-  return x->m == y->m && x->n == y->n && x->k == y->k && x->lda == y->lda && x->ldb == y->ldb && x->ldc == y->ldc && x->type == y->type &&
-         x->c_type == y->c_type && x->bias_type == y->bias_type && x->trans_a == y->trans_a && x->trans_b == y->trans_b &&
-         x->accumulate == y->accumulate && !x->bias == !y->bias;
+/* Everything that is needed to make a primitive and dies afterwards. */
+typedef struct plan {
+  dnnl_memory_desc_t a, b, c, bias;
+  dnnl_post_ops_t post_ops;
+  dnnl_primitive_attr_t attr;
+  dnnl_primitive_desc_t desc;
+} plan;
+
+static void plan_free(plan *w) {
+  if (w->desc) dnnl_primitive_desc_destroy(w->desc);
+  if (w->attr) dnnl_primitive_attr_destroy(w->attr);
+  if (w->post_ops) dnnl_post_ops_destroy(w->post_ops);
+  desc_free(&w->a);
+  desc_free(&w->b);
+  desc_free(&w->c);
+  desc_free(&w->bias);
 }
 
 static dnnl_data_type_t type_of(px_dtype t) { return t == PX_F32 ? dnnl_f32 : dnnl_bf16; }
 
-#define TRY(call)                                   \
-  do {                                              \
-    dnnl_status_t s_ = (call);                      \
-    if (s_ != dnnl_success) return (int)s_;         \
-  } while (0)
+static dnnl_status_t matrix(dnnl_memory_desc_t *out, int64_t rows, int64_t cols, px_dtype type, int64_t ld,
+                            bool trans) {
+  dnnl_dims_t dims = {rows, cols}, strides = {trans ? 1 : ld, trans ? ld : 1};
+  return desc_strided(out, 2, dims, type_of(type), strides);
+}
 
-static int make(px_product *p, entry *e, const px_gemm_args *a) {
-  if (!p->engine) TRY(dnnl_engine_create(&p->engine, dnnl_cpu, 0));
-  if (!p->stream) TRY(dnnl_stream_create(&p->stream, p->engine, dnnl_stream_default_flags));
-  dnnl_dims_t da = {a->m, a->k}, db = {a->k, a->n}, dc = {a->m, a->n}, dbias = {1, a->n};
-  dnnl_dims_t sa = {a->trans_a ? 1 : a->lda, a->trans_a ? a->lda : 1}, sb = {a->trans_b ? 1 : a->ldb, a->trans_b ? a->ldb : 1};
-  dnnl_dims_t sc = {a->ldc, 1}, sbias = {a->n, 1};
-  dnnl_post_ops_t post;
-  dnnl_primitive_attr_t attr;
-  dnnl_primitive_desc_t pd;
-  TRY(dnnl_post_ops_create(&post));
-  TRY(dnnl_primitive_attr_create(&attr));
+static dnnl_status_t attributes(plan *w, const px_gemm_args *a) {
+  dnnl_status_t s = dnnl_primitive_attr_create(&w->attr);
+  if (!s) s = dnnl_primitive_attr_set_scratchpad_mode(w->attr, dnnl_scratchpad_mode_user);
+  if (!s) s = dnnl_primitive_attr_set_fpmath_mode(w->attr, dnnl_fpmath_mode_strict);
+  if (s || !a->accumulate) return s;
+  s = dnnl_post_ops_create(&w->post_ops);
+  if (!s) s = append_sum(w->post_ops);
+  return s ? s : dnnl_primitive_attr_set_post_ops(w->attr, w->post_ops);
+}
+
+/* Describes the product; b_desc NULL: oneDNN may choose the layout of b. The caller frees *w, also on failure. */
+static dnnl_status_t describe(px_product *p, plan *w, const px_gemm_args *a, desc_view b_desc) {
+  dnnl_dims_t b_dims = {a->k, a->n};
+  dnnl_status_t s = attributes(w, a);
+  if (!s) s = matrix(&w->a, a->m, a->k, a->type, a->lda, a->trans_a);
+  if (!s) s = b_desc ? desc_copy(&w->b, b_desc) : desc_tagged(&w->b, 2, b_dims, type_of(a->type), dnnl_format_tag_any);
+  if (!s) s = matrix(&w->c, a->m, a->n, a->c_type, a->ldc, false);
+  if (!s && a->bias) s = matrix(&w->bias, 1, a->n, a->bias_type, a->n, false);
+  if (s) return s;
 #if DNNL_VERSION_MAJOR >= 3
-  dnnl_memory_desc_t ma, mb, mc, mbias;
-  if (a->accumulate) TRY(dnnl_post_ops_append_sum(post, 1.0f, 0, dnnl_data_type_undef));
-  TRY(dnnl_primitive_attr_set_post_ops(attr, post));
-  TRY(dnnl_memory_desc_create_with_strides(&ma, 2, da, type_of(a->type), sa));
-  TRY(dnnl_memory_desc_create_with_strides(&mb, 2, db, type_of(a->type), sb));
-  TRY(dnnl_memory_desc_create_with_strides(&mc, 2, dc, type_of(a->c_type), sc));
-  TRY(dnnl_memory_desc_create_with_strides(&mbias, 2, dbias, type_of(a->bias_type), sbias));
-  TRY(dnnl_matmul_primitive_desc_create(&pd, p->engine, ma, mb, a->bias ? mbias : NULL, mc, attr));
-#define DESC(x) (x)
+  return dnnl_matmul_primitive_desc_create(&w->desc, p->engine, w->a, w->b, w->bias, w->c, w->attr);
 #else
-  dnnl_memory_desc_t ma, mb, mc, mbias;
-  dnnl_matmul_desc_t desc;
-  if (a->accumulate) TRY(dnnl_post_ops_append_sum(post, 1.0f));
-  TRY(dnnl_primitive_attr_set_post_ops(attr, post));
-  TRY(dnnl_memory_desc_init_by_strides(&ma, 2, da, type_of(a->type), sa));
-  TRY(dnnl_memory_desc_init_by_strides(&mb, 2, db, type_of(a->type), sb));
-  TRY(dnnl_memory_desc_init_by_strides(&mc, 2, dc, type_of(a->c_type), sc));
-  TRY(dnnl_memory_desc_init_by_strides(&mbias, 2, dbias, type_of(a->bias_type), sbias));
-  TRY(dnnl_matmul_desc_init(&desc, &ma, &mb, a->bias ? &mbias : NULL, &mc));
-  TRY(dnnl_primitive_desc_create(&pd, &desc, attr, p->engine, NULL));
-#define DESC(x) (&(x))
+  dnnl_matmul_desc_t matmul;
+  s = dnnl_matmul_desc_init(&matmul, &w->a, &w->b, a->bias ? &w->bias : NULL, &w->c);
+  return s ? s : dnnl_primitive_desc_create(&w->desc, &matmul, w->attr, p->engine, NULL);
 #endif
-  TRY(dnnl_primitive_create(&e->primitive, pd));
-  TRY(dnnl_memory_create(&e->a, DESC(ma), p->engine, DNNL_MEMORY_NONE));
-  TRY(dnnl_memory_create(&e->b, DESC(mb), p->engine, DNNL_MEMORY_NONE));
-  TRY(dnnl_memory_create(&e->c, DESC(mc), p->engine, DNNL_MEMORY_NONE));
-  if (a->bias) TRY(dnnl_memory_create(&e->bias, DESC(mbias), p->engine, DNNL_MEMORY_NONE));
-#if DNNL_VERSION_MAJOR >= 3
-  dnnl_memory_desc_destroy(ma);
-  dnnl_memory_desc_destroy(mb);
-  dnnl_memory_desc_destroy(mc);
-  dnnl_memory_desc_destroy(mbias);
-#endif
-  dnnl_primitive_desc_destroy(pd);
-  dnnl_primitive_attr_destroy(attr);
-  dnnl_post_ops_destroy(post);
-  e->key = *a;
+}
+
+static dnnl_status_t build(px_product *p, entry *e, const px_gemm_args *a, const plan *w) {
+  desc_view scratch = dnnl_primitive_desc_query_md(w->desc, dnnl_query_scratchpad_md, 0);
+  dnnl_status_t s = dnnl_primitive_create(&e->primitive, w->desc);
+  if (!s) s = dnnl_memory_create(&e->a, VIEW(w->a), p->engine, DNNL_MEMORY_NONE);
+  if (!s) s = dnnl_memory_create(&e->b, VIEW(w->b), p->engine, DNNL_MEMORY_NONE);
+  if (!s) s = dnnl_memory_create(&e->c, VIEW(w->c), p->engine, DNNL_MEMORY_NONE);
+  if (!s && a->bias) s = dnnl_memory_create(&e->bias, VIEW(w->bias), p->engine, DNNL_MEMORY_NONE);
+  e->scratch_bytes = scratch ? dnnl_memory_desc_get_size(scratch) : 0;
+  if (!s && e->scratch_bytes) s = dnnl_memory_create(&e->scratch, scratch, p->engine, DNNL_MEMORY_NONE);
+  return s;
+}
+
+/* ---- the primitives kept ---- */
+
+static uint32_t bucket_of(const void *bytes, size_t count) {
+  const unsigned char *x = bytes;
+  uint32_t h = 2166136261u;
+  for (size_t i = 0; i < count; i++) h = (h ^ x[i]) * 16777619u;
+  return (h ^ h >> 16) % BUCKETS;
+}
+
+static shape shape_of(const px_gemm_args *a, int32_t layout) {
+  bool plain = layout == PLAIN;
+  return (shape){.m = a->m,
+                 .n = a->n,
+                 .k = a->k,
+                 .lda = a->lda,
+                 .ldb = plain ? a->ldb : 0,
+                 .ldc = a->ldc,
+                 .layout = layout,
+                 .type = (int8_t)a->type,
+                 .c_type = (int8_t)a->c_type,
+                 .bias_type = (int8_t)(a->bias ? (int)a->bias_type : -1),
+                 .trans = (int8_t)(a->trans_a | (plain && a->trans_b) << 1 | a->accumulate << 2)};
+}
+
+/* A free slot, or the one that was not used for longest, taken out of its bucket. */
+static int32_t take_slot(px_product *p) {
+  if (p->entry_count < PRIMITIVES) return p->entry_count++;
+  int32_t oldest = 0;
+  for (int32_t i = 1; i < PRIMITIVES; i++)
+    if (p->entries[i].used < p->entries[oldest].used) oldest = i;
+  int32_t *link = &p->first[bucket_of(&p->entries[oldest].key, sizeof(shape))];
+  while (*link >= 0 && *link != oldest) link = &p->entries[*link].next;
+  if (*link == oldest) *link = p->entries[oldest].next;
+  entry_clear(&p->entries[oldest]);
+  return oldest;
+}
+
+static int find_primitive(px_product *p, const px_gemm_args *a, int32_t layout, entry **out) {
+  shape key = shape_of(a, layout);
+  uint32_t bucket = bucket_of(&key, sizeof key);
+  for (int32_t i = p->first[bucket]; i >= 0; i = p->entries[i].next) {
+    if (memcmp(&p->entries[i].key, &key, sizeof key) != 0) continue;
+    *out = &p->entries[i];
+    return 0;
+  }
+  plan w = {0};
+  dnnl_memory_desc_t plain = {0};
+  entry made = {.key = key};
+  dnnl_status_t s = layout == PLAIN ? matrix(&plain, a->k, a->n, a->type, a->ldb, a->trans_b) : dnnl_success;
+  if (!s) s = describe(p, &w, a, layout == PLAIN ? VIEW(plain) : VIEW(p->layouts[layout].desc));
+  if (!s) s = build(p, &made, a, &w);
+  plan_free(&w);
+  desc_free(&plain);
+  if (s) {
+    entry_clear(&made);
+    return (int)s;
+  }
+  int32_t slot = take_slot(p);
+  made.next = p->first[bucket];
+  p->entries[slot] = made;
+  p->first[bucket] = slot;
+  *out = &p->entries[slot];
   return 0;
+}
+
+/* ---- packed weights ---- */
+
+/* Index of the layout for b of this shape, chosen by oneDNN at the first call; -1 when memory is out. */
+static int32_t find_layout(px_product *p, const px_gemm_args *a, desc_view plain) {
+  for (size_t i = 0; i < p->layout_count; i++)
+    if (p->layouts[i].n == a->n && p->layouts[i].k == a->k && p->layouts[i].type == a->type) return (int32_t)i;
+  if (px_reserve(&p->layouts, &p->layout_capacity, p->layout_count + 1, sizeof *p->layouts)) return -1;
+  packing *l = &p->layouts[p->layout_count];
+  *l = (packing){.n = a->n, .k = a->k, .type = a->type, .useless = true};
+  plan w = {0};
+  if (!describe(p, &w, a, NULL)) {
+    desc_view chosen = dnnl_primitive_desc_query_md(w.desc, dnnl_query_weights_md, 0);
+    if (!dnnl_memory_desc_equal(chosen, plain) && !desc_copy(&l->desc, chosen)) {
+      l->useless = false;
+      l->bytes = dnnl_memory_desc_get_size(chosen);
+    }
+  }
+  plan_free(&w);
+  return (int32_t)p->layout_count++;
+}
+
+static dnnl_status_t reorder(px_product *p, desc_view from, const void *src, desc_view to, void *dst) {
+  dnnl_primitive_desc_t desc = NULL;
+  dnnl_primitive_t primitive = NULL;
+  dnnl_memory_t in = NULL, out = NULL;
+  dnnl_status_t s = dnnl_reorder_primitive_desc_create(&desc, from, p->engine, to, p->engine, NULL);
+  if (!s) s = dnnl_primitive_create(&primitive, desc);
+  if (!s) s = dnnl_memory_create(&in, from, p->engine, (void *)(uintptr_t)src);
+  if (!s) s = dnnl_memory_create(&out, to, p->engine, dst);
+  dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, in}, {DNNL_ARG_TO, out}};
+  if (!s) s = dnnl_primitive_execute(primitive, p->stream, 2, args);
+  if (!s) s = dnnl_stream_wait(p->stream);
+  if (in) dnnl_memory_destroy(in);
+  if (out) dnnl_memory_destroy(out);
+  if (primitive) dnnl_primitive_destroy(primitive);
+  if (desc) dnnl_primitive_desc_destroy(desc);
+  return s;
+}
+
+/* Leaves the weight unpacked for good where anything fails: the plain one serves as well, only slower. */
+static void pack(px_product *p, weight *w, const px_gemm_args *a) {
+  dnnl_memory_desc_t plain = {0};
+  w->uses = -1;
+  if (matrix(&plain, a->k, a->n, a->type, a->ldb, a->trans_b)) return;
+  w->layout = find_layout(p, a, VIEW(plain));
+  if (w->layout >= 0 && !p->layouts[w->layout].useless) {
+    const packing *l = &p->layouts[w->layout];
+    w->packed = px_backend_try_alloc(p->be, l->bytes);
+    if (w->packed && reorder(p, VIEW(plain), w->data, VIEW(l->desc), w->packed)) {
+      px_backend_free(p->be, w->packed);
+      w->packed = NULL;
+    }
+  }
+  desc_free(&plain);
+}
+
+static weight *find_weight(px_product *p, const px_gemm_args *a) {
+  weight **first = &p->weights[bucket_of(&a->b, sizeof a->b)];
+  for (weight *w = *first; w; w = w->next)
+    if (w->data == a->b && w->n == a->n && w->k == a->k && w->ld == a->ldb && w->type == a->type &&
+        w->trans == a->trans_b)
+      return w;
+  weight *w = calloc(1, sizeof *w);
+  if (!w) return NULL;
+  *w = (weight){.data = a->b, .n = a->n, .k = a->k, .ld = a->ldb, .type = a->type, .trans = a->trans_b, .next = *first};
+  *first = w;
+  return w;
+}
+
+/* The weight, packed when it is time to. NULL: as the caller has it. */
+static const weight *packed_weight(px_product *p, const px_gemm_args *a) {
+  weight *w = a->b_frozen ? find_weight(p, a) : NULL;
+  if (!w) return NULL;
+  if (!w->packed && w->uses >= 0) {
+    w->uses = a->m <= FEW_ROWS ? w->uses + 1 : 0;
+    if (w->uses > USES_BEFORE_PACKING) pack(p, w, a);
+  }
+  return w->packed ? w : NULL;
+}
+
+void px_product_forget(px_product *p, const void *from, size_t bytes) {
+  uintptr_t start = (uintptr_t)from;
+  for (int i = 0; i < BUCKETS; i++) {
+    for (weight **link = &p->weights[i]; *link;) {
+      weight *w = *link;
+      uintptr_t at = (uintptr_t)w->data;
+      if (at < start || at - start >= bytes) {
+        link = &w->next;
+        continue;
+      }
+      *link = w->next;
+      weight_free(p, w);
+    }
+  }
+}
+
+/* ---- the product ---- */
+
+static int start(px_product *p) {
+  if (!p->engine) DNNL_TRY(dnnl_engine_create(&p->engine, dnnl_cpu, 0));
+  if (!p->stream) DNNL_TRY(dnnl_stream_create(&p->stream, p->engine, dnnl_stream_default_flags));
+  return 0;
+}
+
+static int need_scratch(px_product *p, size_t bytes) {
+  if (bytes <= p->scratch_bytes) return 0;
+  px_backend_free(p->be, p->scratch);
+  p->scratch = px_backend_try_alloc(p->be, bytes);
+  p->scratch_bytes = p->scratch ? bytes : 0;
+  return p->scratch ? 0 : (int)dnnl_out_of_memory;
+}
+
+static int execute(px_product *p, const entry *e, const px_gemm_args *a, const void *b) {
+  dnnl_exec_arg_t args[5] = {{DNNL_ARG_SRC, e->a}, {DNNL_ARG_WEIGHTS, e->b}, {DNNL_ARG_DST, e->c}};
+  int count = 3;
+  DNNL_TRY(dnnl_memory_set_data_handle(e->a, (void *)(uintptr_t)a->a));
+  DNNL_TRY(dnnl_memory_set_data_handle(e->b, (void *)(uintptr_t)b));
+  DNNL_TRY(dnnl_memory_set_data_handle(e->c, a->c));
+  if (e->bias) {
+    DNNL_TRY(dnnl_memory_set_data_handle(e->bias, (void *)(uintptr_t)a->bias));
+    args[count++] = (dnnl_exec_arg_t){DNNL_ARG_BIAS, e->bias};
+  }
+  if (e->scratch) {
+    DNNL_TRY(dnnl_memory_set_data_handle(e->scratch, p->scratch));
+    args[count++] = (dnnl_exec_arg_t){DNNL_ARG_SCRATCHPAD, e->scratch};
+  }
+  DNNL_TRY(dnnl_primitive_execute(e->primitive, p->stream, count, args));
+  return (int)dnnl_stream_wait(p->stream);
+}
+
+static int plain_product(px_product *p, const px_gemm_args *a, bool *warned, const char *why) {
+  if (!*warned) px_log_message(&p->be->log, PX_LOG_WARN, "%s: products go through plain C, which is slower", why);
+  *warned = true;
+  return px_gemm_plain_cpu(a);
 }
 
 int px_product_gemm(px_product *p, const px_gemm_args *a) {
   if (a->m == 0 || a->n == 0) return 0;
-  if (a->k == 0 || (a->type == PX_BF16 && !p->has_bf16)) return px_gemm_plain_cpu(a);
-  entry *e = NULL, *oldest = &p->entries[0];
-  for (int i = 0; i < CACHE && !e; i++) {
-    entry *x = &p->entries[i];
-    if (x->primitive && same(&x->key, a)) e = x;
-    if (x->used < oldest->used) oldest = x;
+  if (a->k == 0) return px_gemm_plain_cpu(a);
+  if (a->type == PX_BF16 && !p->has_bf16)
+    return plain_product(p, a, &p->warned_bf16,
+                         "this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX), f32 is faster here");
+  int code = start(p);
+  if (code) return code;
+  const weight *w = packed_weight(p, a);
+  entry *e = NULL;
+  code = find_primitive(p, a, w ? w->layout : PLAIN, &e);
+  if (code && w) {
+    w = NULL;
+    code = find_primitive(p, a, PLAIN, &e);
   }
-  if (!e) {
-    e = oldest;
-    entry_clear(e);
-    int code = make(p, e, a);
-    if (code) return code;
-  }
+  if (code == (int)dnnl_unimplemented)
+    return plain_product(p, a, &p->warned_shape, "oneDNN does not implement a product of this model");
+  if (!code) code = need_scratch(p, e->scratch_bytes);
+  if (code) return code;
   e->used = ++p->clock;
-  TRY(dnnl_memory_set_data_handle(e->a, (void *)(uintptr_t)a->a));
-  TRY(dnnl_memory_set_data_handle(e->b, (void *)(uintptr_t)a->b));
-  TRY(dnnl_memory_set_data_handle(e->c, a->c));
-  dnnl_exec_arg_t args[4] = {{DNNL_ARG_SRC, e->a}, {DNNL_ARG_WEIGHTS, e->b}, {DNNL_ARG_DST, e->c}};
-  int count = 3;
-  if (a->bias) {
-    TRY(dnnl_memory_set_data_handle(e->bias, (void *)(uintptr_t)a->bias));
-    args[count++] = (dnnl_exec_arg_t){DNNL_ARG_BIAS, e->bias};
-  }
-  TRY(dnnl_primitive_execute(e->primitive, p->stream, count, args));
-  TRY(dnnl_stream_wait(p->stream));
-  return 0;
+  return execute(p, e, a, w ? w->packed : a->b);
 }

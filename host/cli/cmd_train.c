@@ -28,7 +28,7 @@ static const cli_option options[] = {
     {CLI_DURATION, "max-time", "TIME", "Save and stop after this time: 90s, 30m, 2h.", NULL, &o.max_seconds, NULL, NULL},
     {CLI_INT32, "patience", "N", "Stop after N validations without a better loss.", "never", &o.patience, NULL, &patience_given},
     {CLI_SECTION, "How", NULL, NULL, NULL, NULL, NULL, NULL},
-    {CLI_NUMBER, "lr", "X", "Peak learning rate.", "1e-2 for a prefix, 1e-3 with --reparam", &o.lr, NULL, NULL},
+    {CLI_NUMBER, "lr", "X", "Peak learning rate.", "3e-2 for a prefix, 1e-3 with --reparam", &o.lr, NULL, NULL},
     {CLI_INT, "warmup", "N", "Steps of linear warm-up.", "a twentieth of the run", &o.warmup, NULL, NULL},
     {CLI_CHOICE, "schedule", "NAME", "After the warm-up: linear or cosine decay, or constant.", "linear", &o.schedule, schedules, NULL},
     {CLI_INT32, "batch-rows", "N", "Rows a batch.", "16", &o.batch_rows, NULL, NULL},

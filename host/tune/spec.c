@@ -109,4 +109,4 @@ void px_tune_spec_free(px_tune_spec *spec) {
   *spec = (px_tune_spec){0};
 }
 
-double px_tune_usual_lr(const px_tune_spec *spec) { return spec->reparam_hidden ? 1e-3 : 1e-2; }
+double px_tune_usual_lr(const px_tune_spec *spec) { return spec->reparam_hidden ? 1e-3 : 3e-2; }
