@@ -95,7 +95,7 @@ struct px_backend {
   px_log log;
   px_error failure; /* the first one; status PX_OK: none */
   void *own;        /* the backend's own state */
-  bool profile;
+  bool profile, pack_weights;
   double op_seconds[PX_OP_COUNT]; /* where profile is on */
   int64_t op_calls[PX_OP_COUNT];
   size_t allocated_bytes, peak_bytes; /* by px_backend_alloc; now, and at most so far */
@@ -107,6 +107,7 @@ typedef struct px_backend_options {
   int threads; /* 0: what OpenMP uses, by itself all cores the process may use */
   px_log log;
   bool profile;
+  bool pack_weights; /* copies of frozen weights in the product library's own layout: fast with few rows, as in decoding */
 } px_backend_options;
 
 /* The CPU backend. Products: oneDNN where built in, else plain C. Opening it, and every operation, sets the number of

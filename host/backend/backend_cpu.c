@@ -119,6 +119,7 @@ px_status px_backend_open_cpu(const px_backend_options *options, px_backend **ou
   be->threads = options->threads ? options->threads : omp_get_max_threads();
   be->log = options->log;
   be->profile = options->profile;
+  be->pack_weights = options->pack_weights;
   use_threads(be);
   be->own = px_product_open(be);
   if (!be->own) {

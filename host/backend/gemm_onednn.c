@@ -6,11 +6,11 @@
  * % slower at 880 rows of bfloat16, 2.5 times at 4, and without packed weights.
  *
  * By default oneDNN rearranges the weight inside every product, which costs 5 % at 880 rows and two thirds of the time
- * at 1. A frozen weight that is used with few rows again and again, as in decoding, is therefore packed once, into a
- * second copy. Training keeps the weights as they are: its memory is worth more than 5 %.
+ * at 1. A backend that is opened for generation (pack_weights) therefore packs each frozen weight once, into a second
+ * copy. Training keeps the weights as they are: its memory is worth more than 5 %.
  *
- * Bits: oneDNN accumulates a row in the same order for every number of rows and threads, packed or not. It does not
- * promise that, so a test pins it (docs/exactness.md). */
+ * Bits: oneDNN accumulates a row in the same order for every number of rows and threads. It does not promise that, so a
+ * test pins it (docs/exactness.md). Packed and plain weights may differ in the last bits. */
 #include <dnnl.h>
 #include <dnnl_debug.h>
 #include <stdio.h>
@@ -22,9 +22,7 @@
 enum {
   PRIMITIVES = 512,
   BUCKETS = 256,
-  FEW_ROWS = 64,           /* above this, packing gains little */
-  USES_BEFORE_PACKING = 4, /* in a row, with few rows: packing costs about as much as this many products of one row */
-  PLAIN = -1,              /* layout of a weight that is not packed */
+  PLAIN = -1, /* layout of a weight that is not packed */
 };
 
 /* The two generations: a description of memory is a struct in 2.x, a handle in 3.x. */
@@ -84,7 +82,7 @@ typedef struct weight {
   int64_t n, k, ld;
   px_dtype type;
   bool trans;
-  int uses; /* in a row with few rows; -1: never pack */
+  bool tried; /* packing was tried */
   int32_t layout;
   void *packed; /* NULL: not packed */
   struct weight *next;
@@ -354,7 +352,7 @@ static dnnl_status_t reorder(px_product *p, desc_view from, const void *src, des
 /* Leaves the weight unpacked for good where anything fails: the plain one serves as well, only slower. */
 static void pack(px_product *p, weight *w, const px_gemm_args *a) {
   dnnl_memory_desc_t plain = {0};
-  w->uses = -1;
+  w->tried = true;
   if (matrix(&plain, a->k, a->n, a->type, a->ldb, a->trans_b)) return;
   w->layout = find_layout(p, a, VIEW(plain));
   if (w->layout >= 0 && !p->layouts[w->layout].useless) {
@@ -381,14 +379,12 @@ static weight *find_weight(px_product *p, const px_gemm_args *a) {
   return w;
 }
 
-/* The weight, packed when it is time to. NULL: as the caller has it. */
+/* The weight, packed at its first use where the backend packs. NULL: as the caller has it. Whether a weight is packed
+ * never depends on what was computed before: packing may change bits, and a resumed run must repeat them. */
 static const weight *packed_weight(px_product *p, const px_gemm_args *a) {
-  weight *w = a->b_frozen ? find_weight(p, a) : NULL;
+  weight *w = a->b_frozen && p->be->pack_weights ? find_weight(p, a) : NULL;
   if (!w) return NULL;
-  if (!w->packed && w->uses >= 0) {
-    w->uses = a->m <= FEW_ROWS ? w->uses + 1 : 0;
-    if (w->uses > USES_BEFORE_PACKING) pack(p, w, a);
-  }
+  if (!w->tried) pack(p, w, a);
   return w->packed ? w : NULL;
 }
 

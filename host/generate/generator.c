@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The scheduler. Each turn either reads new prompts (as many as fit a token budget) or makes one token for every active
- * row; rows with different adapters share both. A row gets all the pages it can need before it starts, so that a row that
- * runs always finishes; rows wait in order while pages are short. */
+ * row; rows with different adapters share both. A row gets all the pages it can need before it starts, so that a row
+ * that runs always finishes; rows wait in order while pages are short. */
 #include "generate/generator.h"
 
 #include <stdlib.h>
@@ -26,7 +26,7 @@ struct px_generator {
   px_row *waiting, **waiting_end;
   px_row **active;
   int32_t active_count;
-  int32_t *arrays;         /* a batch's host arrays */
+  int32_t *arrays; /* a batch's host arrays */
   size_t array_capacity;
   int32_t *block_table, *kv_lens, *sampled; /* backend memory */
   int64_t *slots;
@@ -42,7 +42,8 @@ static double now(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-px_status px_generator_open(const px_model *model, const px_tokenizer *tok, const px_generator_options *options, px_generator **out, px_error *err) {
+px_status px_generator_open(const px_model *model, const px_tokenizer *tok, const px_generator_options *options,
+                            px_generator **out, px_error *err) {
   *out = NULL;
   px_generator *g = px_calloc(1, sizeof *g);
   if (!g) return px_fail(err, PX_NO_MEMORY, "no memory");
@@ -57,7 +58,10 @@ px_status px_generator_open(const px_model *model, const px_tokenizer *tok, cons
   size_t allowed = g->options.cache_bytes > 0 ? (size_t)g->options.cache_bytes : MAX_CACHE_BYTES;
   int32_t pages = (int32_t)((wanted < allowed ? wanted : allowed) / page);
   g->max_blocks = row_pages;
-  px_status status = px_backend_open_cpu(&(px_backend_options){.threads = model->be->threads, .log = options->log, .profile = options->profile}, &g->be, err);
+  px_status status = px_backend_open_cpu(
+      &(px_backend_options){
+          .threads = model->be->threads, .log = options->log, .profile = options->profile, .pack_weights = true},
+      &g->be, err);
   if (status == PX_OK) status = px_page_pool_open(c, g->be, model->dtype, pages > 0 ? pages : 1, &g->pool, err);
   if (status == PX_OK) {
     size_t rows = (size_t)g->options.max_rows;
@@ -126,10 +130,14 @@ px_status px_generator_add_adapter(px_generator *g, const px_adapter *adapter, i
   return PX_OK;
 }
 
-static int32_t prefix_tokens(const px_generator *g, const px_row *row) { return row->request.adapter < 0 ? 0 : g->prefixes[row->request.adapter].tokens; }
+static int32_t prefix_tokens(const px_generator *g, const px_row *row) {
+  return row->request.adapter < 0 ? 0 : g->prefixes[row->request.adapter].tokens;
+}
 
 /* The most tokens that a row may ever have: the context less its prefix. */
-static int32_t row_limit(const px_generator *g, const px_row *row) { return px_model_config(g->model)->context - prefix_tokens(g, row); }
+static int32_t row_limit(const px_generator *g, const px_row *row) {
+  return px_model_config(g->model)->context - prefix_tokens(g, row);
+}
 
 static int32_t pages_needed(const px_generator *g, const px_row *row) {
   int64_t most = (int64_t)row->prompt_len + row->request.sampling.max_tokens, limit = row_limit(g, row);
@@ -138,8 +146,10 @@ static int32_t pages_needed(const px_generator *g, const px_row *row) {
 
 px_status px_generator_add(px_generator *g, const px_request *request, px_error *err) {
   const px_config *c = px_model_config(g->model);
-  if (request->count < 1) return px_fail(err, PX_INVALID, "the prompt is empty and the model has no begin token: give it some text");
-  if (request->adapter < -1 || request->adapter >= g->adapter_count) return px_fail(err, PX_INVALID, "adapter number %d is not known", request->adapter);
+  if (request->count < 1)
+    return px_fail(err, PX_INVALID, "the prompt is empty and the model has no begin token: give it some text");
+  if (request->adapter < -1 || request->adapter >= g->adapter_count)
+    return px_fail(err, PX_INVALID, "adapter number %d is not known", request->adapter);
   for (int32_t i = 0; i < request->count; i++)
     if (request->ids[i] < 0 || request->ids[i] >= c->vocab)
       return px_fail(err, PX_INVALID, "token id %d is outside the model's vocabulary of %d", request->ids[i], c->vocab);
@@ -150,14 +160,19 @@ px_status px_generator_add(px_generator *g, const px_request *request, px_error 
   if (s->top_p == 0) s->top_p = 1;
   if (s->repetition_penalty == 0) s->repetition_penalty = 1;
   px_status status = PX_OK;
-  if (!(s->temperature >= 0) || !(s->top_p > 0 && s->top_p <= 1) || !(s->min_p >= 0 && s->min_p <= 1) || !(s->repetition_penalty > 0) || s->top_k < 0)
-    status = px_fail(err, PX_INVALID, "temperature and top-k must not be negative, top-p must be in (0, 1], min-p in [0, 1], the repetition penalty positive");
+  if (!(s->temperature >= 0) || !(s->top_p > 0 && s->top_p <= 1) || !(s->min_p >= 0 && s->min_p <= 1) ||
+      !(s->repetition_penalty > 0) || s->top_k < 0)
+    status = px_fail(err, PX_INVALID,
+                     "temperature and top-k must not be negative, top-p must be in (0, 1], min-p in [0, 1], the "
+                     "repetition penalty positive");
   if (status == PX_OK && request->count >= row_limit(g, row))
-    status = px_fail(err, PX_INVALID, "a prompt of %d tokens leaves no room in the model's context of %d (%d of it taken by the prefix)", request->count,
-                     c->context, prefix_tokens(g, row));
+    status = px_fail(err, PX_INVALID,
+                     "a prompt of %d tokens leaves no room in the model's context of %d (%d of it taken by the prefix)",
+                     request->count, c->context, prefix_tokens(g, row));
   if (status == PX_OK && pages_needed(g, row) > g->pool.page_count)
-    status = px_fail(err, PX_INVALID, "a prompt of %d tokens and %d new ones need more than the key/value cache of %d tokens", request->count,
-                     s->max_tokens, g->pool.page_count * PX_PAGE_TOKENS);
+    status = px_fail(err, PX_INVALID,
+                     "a prompt of %d tokens and %d new ones need more than the key/value cache of %d tokens",
+                     request->count, s->max_tokens, g->pool.page_count * PX_PAGE_TOKENS);
   if (status != PX_OK) {
     px_row_free(row);
     return status;
@@ -177,11 +192,17 @@ static px_status make_room(px_generator *g, int64_t tokens, int64_t positions, p
   px_backend_free(g->be, g->slots);
   g->slots = NULL;
   g->planned_tokens = 0;
-  px_plan_request request = {.dtype = g->model->dtype, .tokens = tokens, .seqs = g->options.max_rows, .labels = g->options.max_rows,
-                             .positions = positions, .logit_rows = 1, .decode = true};
+  px_plan_request request = {.dtype = g->model->dtype,
+                             .tokens = tokens,
+                             .seqs = g->options.max_rows,
+                             .labels = g->options.max_rows,
+                             .positions = positions,
+                             .logit_rows = 1,
+                             .decode = true};
   PX_TRY(px_buffers_open(px_model_config(g->model), g->be, &request, &g->buffers, err));
   g->slots = px_backend_alloc(g->be, (size_t)tokens * sizeof *g->slots);
-  size_t need = (size_t)(2 * tokens) + 4 * (size_t)g->options.max_rows + 1 + (size_t)g->options.max_rows * (size_t)g->max_blocks;
+  size_t need =
+      (size_t)(2 * tokens) + 4 * (size_t)g->options.max_rows + 1 + (size_t)g->options.max_rows * (size_t)g->max_blocks;
   if (!g->slots || px_reserve(&g->arrays, &g->array_capacity, need + 2 * (size_t)tokens, sizeof *g->arrays) != 0)
     return px_fail(err, PX_NO_MEMORY, "no memory for a batch of %lld tokens", (long long)tokens);
   g->planned_tokens = tokens;
@@ -200,7 +221,8 @@ static px_status compute(px_generator *g, px_row **rows, int32_t count, bool fre
     positions = end > positions ? end : positions;
   }
   PX_TRY(make_room(g, tokens, positions, err));
-  int32_t *ids = g->arrays, *place = ids + tokens, *offsets = place + tokens, *adapter = offsets + count + 1, *last = adapter + count;
+  int32_t *ids = g->arrays, *place = ids + tokens, *offsets = place + tokens, *adapter = offsets + count + 1,
+          *last = adapter + count;
   int32_t *lens = last + count, *table = lens + count;
   int64_t *slots = px_calloc((size_t)tokens, sizeof *slots);
   if (!slots) return px_fail(err, PX_NO_MEMORY, "no memory");
@@ -223,13 +245,29 @@ static px_status compute(px_generator *g, px_row **rows, int32_t count, bool fre
   free(slots);
   px_backend_write(g->be, g->kv_lens, lens, (size_t)count * sizeof *lens);
   px_backend_write(g->be, g->block_table, table, (size_t)count * (size_t)g->max_blocks * sizeof *table);
-  px_kv_cache cache = {.k = g->pool.k, .v = g->pool.v, .page_tokens = PX_PAGE_TOKENS, .max_blocks = g->max_blocks,
-                       .block_table = g->block_table, .kv_lens = g->kv_lens, .slots = g->slots, .fresh = fresh};
+  px_kv_cache cache = {.k = g->pool.k,
+                       .v = g->pool.v,
+                       .page_tokens = PX_PAGE_TOKENS,
+                       .max_blocks = g->max_blocks,
+                       .block_table = g->block_table,
+                       .kv_lens = g->kv_lens,
+                       .slots = g->slots,
+                       .fresh = fresh};
   px_hooks hooks = {.segments = g->segments, .adapters = g->adapter_count};
-  px_stack s = {.be = g->be, .config = px_model_config(g->model), .weights = &g->model->weights, .hooks = g->adapter_count ? &hooks : NULL,
-                .buffers = &g->buffers, .cache = &cache};
-  px_batch batch = {.tokens = t, .seqs = count, .labels = count, .ids = ids, .positions = place, .offsets = offsets,
-                    .adapter = g->adapter_count ? adapter : NULL, .label_rows = last};
+  px_stack s = {.be = g->be,
+                .config = px_model_config(g->model),
+                .weights = &g->model->weights,
+                .hooks = g->adapter_count ? &hooks : NULL,
+                .buffers = &g->buffers,
+                .cache = &cache};
+  px_batch batch = {.tokens = t,
+                    .seqs = count,
+                    .labels = count,
+                    .ids = ids,
+                    .positions = place,
+                    .offsets = offsets,
+                    .adapter = g->adapter_count ? adapter : NULL,
+                    .label_rows = last};
   PX_TRY(px_stack_begin(&s, &batch, err));
   px_stack_fwd(&s);
   px_head_fwd(&s);
@@ -246,21 +284,33 @@ static px_status sample(px_generator *g, px_row **rows, int32_t count, px_error 
     for (int32_t r = 0; r < here; r++) {
       const px_row *row = rows[first + r];
       const px_sampling *p = &row->request.sampling;
-      px_sample_row params = {.temperature = p->temperature, .top_p = p->top_p, .min_p = p->min_p, .repetition_penalty = p->repetition_penalty,
-                              .top_k = p->top_k, .seed = p->seed, .row = row->request.row, .position = (uint32_t)row->ids.len};
+      px_sample_row params = {.temperature = p->temperature,
+                              .top_p = p->top_p,
+                              .min_p = p->min_p,
+                              .repetition_penalty = p->repetition_penalty,
+                              .top_k = p->top_k,
+                              .seed = p->seed,
+                              .row = row->request.row,
+                              .position = (uint32_t)row->ids.len};
       if (p->repetition_penalty != 1) {
         params.history = row->ids.data; /* host memory: a device backend gets it copied */
         params.history_count = (int32_t)row->ids.len;
       }
       px_backend_write(g->be, &g->params[r], &params, sizeof params);
     }
-    px_op_sample(g->be, &(px_sample_args){.rows = here, .vocab = vocab, .stride = vocab, .logits = g->logits + first * vocab, .params = g->params,
+    px_op_sample(g->be, &(px_sample_args){.rows = here,
+                                          .vocab = vocab,
+                                          .stride = vocab,
+                                          .logits = g->logits + first * vocab,
+                                          .params = g->params,
                                           .ids = g->sampled});
     px_backend_read(g->be, ids, g->sampled, (size_t)here * sizeof *ids);
     PX_TRY(px_backend_status(g->be, err));
     for (int32_t r = 0; r < here; r++) {
       px_row *row = rows[first + r];
-      if (ids[r] < 0) return px_fail(err, PX_NOT_FINITE, "prompt %llu: the model's logits are not finite", (unsigned long long)row->request.row);
+      if (ids[r] < 0)
+        return px_fail(err, PX_NOT_FINITE, "prompt %llu: the model's logits are not finite",
+                       (unsigned long long)row->request.row);
       PX_TRY(px_row_take(row, g->tok, ids[r], row_limit(g, row), err));
     }
   }
