@@ -41,10 +41,9 @@ static void open_bytes(const px_buf *b, px_gguf *g) {
   ASSERT_OK(px_gguf_parse("m.gguf", (const uint8_t *)b->data, b->len, g, &err));
 }
 
-static void every_value_type_is_read(void **state) {
-  (void)state;
-  px_buf b = {0};
-  put_start(&b, 3, 0, 13);
+/* One value of every type, 13 keys. */
+static void put_every_type(px_buf *out) {
+  px_buf b = *out;
   uint8_t u8 = 200;
   int8_t i8 = -5;
   uint16_t u16 = 65535;
@@ -76,7 +75,15 @@ static void every_value_type_is_read(void **state) {
   put_text(&b, "a");
   put_u32(&b, PX_GGUF_I32);
   put_u64(&b, 0);
+  *out = b;
+}
+
+static void every_value_type_is_read(void **state) {
+  (void)state;
+  px_buf b = {0};
   px_gguf g;
+  put_start(&b, 3, 0, 13);
+  put_every_type(&b);
   open_bytes(&b, &g);
   assert_int_equal(g.version, 3);
   assert_int_equal(g.value_count, 13);

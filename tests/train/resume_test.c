@@ -205,7 +205,10 @@ static void fifty_kills_lose_nothing(void **state) {
   o.eval_every = 40;
   o.no_fingerprint = true;
   ASSERT_OK(px_train_run(model, NULL, &o, NULL, &result, &err));
-  o.out = in_root("killed");
+  char dir[192], whole[192];
+  snprintf(dir, sizeof dir, "%s", in_root("killed"));
+  snprintf(whole, sizeof whole, "%s", in_root("killed_whole"));
+  o.out = dir;
   o.force = true; /* a kill before run.json leaves an empty folder or a temporary file */
   int kills = 0;
   for (int i = 0; kills < 50 && i < 400; i++) {
@@ -213,15 +216,13 @@ static void fifty_kills_lose_nothing(void **state) {
       kills++;
       continue;
     }
-    char dir[192];
-    snprintf(dir, sizeof dir, "%s", o.out);
-    assert_same_run(in_root("killed_whole"), dir); /* ended early: begin again for the kills that remain */
+    assert_same_run(whole, dir); /* ended early: begin again for the kills that remain */
     nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
   }
   assert_int_equal(kills, 50);
   while (!train_and_kill(&o, 60000000)) {
   }
-  assert_same_run(in_root("killed_whole"), in_root("killed"));
+  assert_same_run(whole, dir);
   px_model_close(model);
   model = shared;
 }
