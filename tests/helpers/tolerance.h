@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: MIT
+ * How far an operation may be from its float64 reference: |got - want| <= TOL_x * (the largest |want| of the output, or the
+ * sum of the absolute terms where a sum cancels). One table; loosening a line is a written decision. */
+#ifndef PX_TESTS_TOLERANCE_H
+#define PX_TESTS_TOLERANCE_H
+
+/* One or two roundings of float32 (2^-24 = 6e-8 each): add, scale, dropout. */
+#define TOL_F32_ELEMENT 1.5e-7
+/* One function within 2 ulp and a few products: activations and their slopes. */
+#define TOL_F32_FUNCTION 1e-6
+/* Sums of up to about a thousand float32 terms in vector lanes: norms, low-rank products, column sums of 257 rows. */
+#define TOL_F32_SUM 2e-6
+/* exp and a float32 sum over the vocabulary, pieces of 512: loss and its gradient. */
+#define TOL_F32_SOFTMAX 2e-6
+/* Attention: scores, exp and sums of up to 2,300 keys in float32. */
+#define TOL_F32_ATTENTION 5e-6
+/* The same with bfloat16 inputs and outputs; probabilities may be rounded before they meet the values. */
+#define TOL_BF16_ATTENTION 1.2e-2
+/* Products: a float32 sum of k <= 600 terms, relative to the largest result. */
+#define TOL_F32_PRODUCT 3e-6
+/* Twenty steps of AdamW in float32, each about ten roundings, relative to the largest value. */
+#define TOL_F32_ADAMW 2e-6
+/* One rounding to bfloat16, 8 bits: half of 2^-7 of the result, when the inputs are the same bfloat16 numbers. */
+#define TOL_BF16_ROUNDING 4e-3
+/* Finite differences of a float64 reference with step 1e-5: truncation and cancellation. */
+#define TOL_DIFFERENCE 1e-7
+
+#endif
