@@ -315,7 +315,7 @@ static px_status check_references(const px_row_reader *r, uint64_t line, const j
                  line);
 }
 
-/* Which kind of row the fields make; anything else is refused by name. */
+/* Which kind of row the known fields make; others are not looked at. */
 static px_status row_kind_of(const px_row_reader *r, uint64_t line, json_t *row, row_kind *kind, px_error *err) {
   static const struct {
     const char *key;
@@ -327,12 +327,7 @@ static px_status row_kind_of(const px_row_reader *r, uint64_t line, json_t *row,
   json_object_foreach(row, key, value) {
     size_t i = 0;
     while (i < sizeof fields / sizeof fields[0] && strcmp(key, fields[i].key) != 0) i++;
-    if (i == sizeof fields / sizeof fields[0])
-      return px_fail(err, PX_BAD_FILE,
-                     LINE
-                     ": unknown field \"%.40s\"; a row holds prompt and completion (and references), or text, "
-                     "or messages, or ids and labels",
-                     r->path, line, key);
+    if (i == sizeof fields / sizeof fields[0]) continue; /* people keep sources and numbers beside their rows */
     if (first && fields[i].kind != *kind)
       return px_fail(err, PX_BAD_FILE,
                      LINE
@@ -345,7 +340,7 @@ static px_status row_kind_of(const px_row_reader *r, uint64_t line, json_t *row,
   if (first) return PX_OK;
   return px_fail(err, PX_BAD_FILE,
                  LINE
-                 ": the row has no field; it needs prompt and completion (and references), or text, or messages, "
+                 ": the row has none of the fields that pfx knows; it needs prompt and completion (and references), or text, or messages, "
                  "or ids and labels",
                  r->path, line);
 }
