@@ -20,7 +20,7 @@
 #include "core/memory.h"
 
 enum {
-  PRIMITIVES = 512,
+  PRIMITIVES = 64,
   BUCKETS = 256,
   PLAIN = -1, /* layout of a weight that is not packed */
 };
@@ -130,6 +130,8 @@ px_product *px_product_open(px_backend *be) {
   if (!p) return NULL;
   p->be = be;
   for (int i = 0; i < BUCKETS; i++) p->first[i] = -1;
+  /* oneDNN's own cache keeps up to 1024 primitives alive, megabytes each: ragged batches would fill it. */
+  dnnl_set_primitive_cache_capacity(0);
   const dnnl_version_t *v = dnnl_version();
   dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
   char number[24];
