@@ -7,7 +7,7 @@
 #include "tune/adapter.h"
 #include "tune/prefix.h"
 
-/* Standard deviation of random keys and values; see docs/prefix-tuning.md, "Where a prefix starts". */
+/* Standard deviation of random keys and values; see docs/performance.md, "Where a prefix starts". */
 static const float RANDOM_SCALE = 0.02f;
 
 /* One forward pass over a text, every layer's keys and values read back. */
