@@ -1,29 +1,31 @@
 /* SPDX-License-Identifier: MIT
  * Attention over [shared prefix | own tokens], forward, backward and decode.
  *
- * Sequence s has queries q[q_offsets[s] .. q_offsets[s+1]) and keys k[k_offsets[s] .. k_offsets[s+1]), lengths nq and nk,
- * and reads the segment seg = segments[adapter[s]] (adapter[s] == -1: none), whose P keys and values are stored once.
- * For query i (0-based in its sequence), head h, kv head g = h / (heads / kv_heads):
- *   s_j = scale * <q_i, key_j>      over the P segment keys, all visible, and own keys j with, where d = nk - nq,
- *         full: all j;  causal: j <= i + d;  window W > 0 (causal): also j > i + d - W   (never hides the segment)
- *   lse_i = log sum_j exp(s_j)      o_i = sum_j exp(s_j - lse_i) value_j
- *   A query without any visible key: o = 0, lse = -inf.
- * Backward, with D_i = <do_i, o_i>, p = exp(s - lse), ds = p (<do_i, value_j> - D_i):
- *   dq_i = scale sum_j ds_j key_j   dkey_j = scale sum_i ds_j q_i   dvalue_j = sum_i p_j do_i
- *   sums over all query heads of a kv head, and for a segment over all sequences that name it.
+ * Sequence s has queries q[q_offsets[s] .. q_offsets[s+1]) and keys k[k_offsets[s] .. k_offsets[s+1]), lengths nq and
+ * nk, and reads the segment seg = segments[adapter[s]] (adapter[s] == -1: none), whose P keys and values are stored
+ * once. For query i (0-based in its sequence), head h, kv head g = h / (heads / kv_heads): s_j = scale * <q_i, key_j>
+ * over the P segment keys, all visible, and own keys j with, where d = nk - nq, full: all j;  causal: j <= i + d;
+ * window W > 0 (causal): also j > i + d - W   (never hides the segment) lse_i = log sum_j exp(s_j)      o_i = sum_j
+ * exp(s_j - lse_i) value_j A query without any visible key: o = 0, lse = -inf. Backward, with D_i = <do_i, o_i>, p =
+ * exp(s - lse), ds = p (<do_i, value_j> - D_i): dq_i = scale sum_j ds_j key_j   dkey_j = scale sum_i ds_j q_i dvalue_j
+ * = sum_i p_j do_i sums over all query heads of a kv head, and for a segment over all sequences that name it.
  *
  * Shapes, outermost first: q, o, dq, do [rows, heads, head_dim] with row stride in elements (heads are adjacent);
- * k, v, dk, dv [rows, kv_heads, head_dim] likewise; segment k, v [len, kv_heads, head_dim] in `dtype` with segment.stride;
- * segment dk, dv float32 [len, kv_heads, head_dim] with segment.grad_stride; lse [heads, q rows] float32, natural log.
- * Limits: head_dim 1..256, heads % kv_heads == 0, dtype f32 or bf16.
- * Arithmetic: products and sums in float32. bf16: probabilities may be rounded to bf16 before they meet the values.
- * Aliasing: none. Determinism: bits depend on the arguments alone, never on the number of threads; segment gradients
- * are partial sums over fixed chunks of sequences, added in order. o, lse, dq, dk, dv are assigned; segment gradients accumulate.
- */
+ * k, v, dk, dv [rows, kv_heads, head_dim] likewise; segment k, v [len, kv_heads, head_dim] in `dtype` with
+ * segment.stride; segment dk, dv float32 [len, kv_heads, head_dim] with segment.grad_stride; lse [heads, q rows]
+ * float32, natural log. Limits: head_dim 1..256, heads % kv_heads == 0, dtype f32 or bf16, offsets ascending from 0,
+ * adapter[s] < segment_count. All keys and values of a sequence are finite, hidden ones too: a hidden pair counts as p
+ * = 0, which a NaN survives. Arithmetic: products and sums in float32. bf16: probabilities may be rounded to bf16
+ * before they meet the values. Aliasing: none; q, k, v may be columns of one tensor, likewise dq, dk, dv. Determinism:
+ * bits depend on the arguments alone, never on the number of threads. o and lse of a sequence are the same bits alone
+ * and in any batch, in forward and in decode (equal to each other to rounding). In backward the rows of the batch are
+ * cut into chunks that the arguments fix; gradients of keys that several chunks share are partial sums added in order.
+ * o, lse, dq, dk, dv are assigned (dk, dv also for keys that no query sees); segment gradients accumulate. */
 #ifndef PX_KERNELS_ATTENTION_H
 #define PX_KERNELS_ATTENTION_H
 
 #include "core/types.h"
+#include "kernels/cost.h"
 
 typedef enum px_mask { PX_MASK_FULL = 0, PX_MASK_CAUSAL = 1 } px_mask;
 
@@ -31,7 +33,7 @@ typedef struct px_kv_segment {
   const void *k, *v; /* [len, kv_heads, head_dim] */
   int64_t stride;    /* elements from one row to the next */
   int32_t len;       /* 0 is allowed: same as no segment */
-  float *dk, *dv;    /* backward only: accumulated; NULL: not wanted */
+  float *dk, *dv;    /* backward only: accumulated; both NULL: not wanted */
   int64_t grad_stride;
 } px_kv_segment;
 
@@ -66,9 +68,10 @@ typedef struct px_attn_bwd_args {
   void *workspace;    /* px_attn_bwd_workspace bytes */
 } px_attn_bwd_args;
 
-/* One to a few new tokens per sequence against a paged cache. Row t of page p: cache + (p * page_tokens + t) * row, where
- * row = kv_heads * head_dim. Sequence s holds kv_lens[s] tokens (the new ones included), token j in page
- * block_table[s * max_blocks + j / page_tokens]. Causal, lower right; shape.k_offsets is not used. */
+/* One to a few new tokens per sequence against a paged cache. Row t of page p: cache + (p * page_tokens + t) * row,
+ * where row = kv_heads * head_dim. Sequence s holds kv_lens[s] tokens (the new ones included), token j in page
+ * block_table[s * max_blocks + j / page_tokens]. Causal, lower right; shape.k_offsets is not used.
+ * Only pages that the table names up to kv_lens[s] are read. */
 typedef struct px_attn_decode_args {
   px_attn_shape shape;
   const void *q;
@@ -78,16 +81,22 @@ typedef struct px_attn_decode_args {
   const int32_t *block_table;
   const int32_t *kv_lens;
   int32_t max_blocks, page_tokens;
-  void *workspace;
+  void *workspace; /* px_attn_decode_workspace bytes */
 } px_attn_decode_args;
 
 /* What is wrong with the arguments (a constant text), or NULL. */
 const char *px_attn_fwd_check(const px_attn_fwd_args *a);
 const char *px_attn_bwd_check(const px_attn_bwd_args *a);
 const char *px_attn_decode_check(const px_attn_decode_args *a);
-/* Bytes of workspace: an upper bound from what the buffer plan knows (the arrays in *shape are not read). */
-size_t px_attn_bwd_workspace(const px_attn_shape *shape, int64_t q_rows, int64_t segment_rows_total);
+/* Bytes of workspace: an upper bound from what the buffer plan knows (the arrays in *shape are not read). `rows` bounds
+ * the query rows and the own key rows alike. */
+size_t px_attn_bwd_workspace(const px_attn_shape *shape, int64_t rows, int64_t segment_rows_total);
 size_t px_attn_decode_workspace(const px_attn_shape *shape, int64_t q_rows);
+/* These read the arrays of the shape, so they must be in host memory. Segments count as read once, whoever names them.
+ */
+px_cost px_attn_fwd_cost(const px_attn_fwd_args *a);
+px_cost px_attn_bwd_cost(const px_attn_bwd_args *a);
+px_cost px_attn_decode_cost(const px_attn_decode_args *a);
 
 int px_attn_fwd_cpu(const px_attn_fwd_args *a);
 int px_attn_bwd_cpu(const px_attn_bwd_args *a);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * Backward. The tiles of rows of all sequences, in order, are cut into at most CHUNKS ranges (chunks); a task is one chunk
- * and kv head and walks its tiles in order. Gradients of own keys have one writer, but where a sequence is cut: each later
- * chunk then keeps sums of its own for it. Segments' gradients are sums per chunk. Both are added in the order of chunks. */
+ * Backward. The tiles of rows of all sequences, in order, are cut into at most CHUNKS ranges (chunks); a task is one
+ * chunk and kv head and walks its tiles in order. Gradients of own keys have one writer, but where a sequence is cut:
+ * each later chunk then keeps sums of its own for it. Segments' gradients are sums per chunk. Both are added in the
+ * order of chunks. */
 #include "kernels/attention_tile_cpu.h"
 
 enum { CHUNKS = 8 };
@@ -25,18 +26,22 @@ static int64_t rows_total(const px_attn_shape *s) {
 }
 
 static int64_t tiles_of(const px_attn_shape *s, int32_t seq) {
-  int64_t size = px_tile_size(s->head_dim), rows = (int64_t)(s->q_offsets[seq + 1] - s->q_offsets[seq]) * (s->heads / s->kv_heads);
+  int64_t size = px_tile_size(s->head_dim),
+          rows = (int64_t)(s->q_offsets[seq + 1] - s->q_offsets[seq]) * (s->heads / s->kv_heads);
   return (rows + size - 1) / size;
 }
 
-size_t px_attn_bwd_workspace(const px_attn_shape *shape, int64_t q_rows, int64_t segment_rows_total) {
+size_t px_attn_bwd_workspace(const px_attn_shape *shape, int64_t rows, int64_t segment_rows_total) {
   int64_t width = (int64_t)shape->kv_heads * shape->head_dim;
-  return (size_t)(CHUNKS * 2 * width * (segment_rows_total + q_rows)) * sizeof(float) + 64;
+  return (size_t)(CHUNKS * 2 * width * (segment_rows_total + rows)) * sizeof(float) + 64;
 }
 
 static bwd plan(const px_attn_bwd_args *a) {
   const px_attn_shape *s = &a->shape;
-  bwd b = {.a = a, .width = (int64_t)s->kv_heads * s->head_dim, .key_rows = s->k_offsets[s->seqs], .segment_rows = rows_total(s)};
+  bwd b = {.a = a,
+           .width = (int64_t)s->kv_heads * s->head_dim,
+           .key_rows = s->k_offsets[s->seqs],
+           .segment_rows = rows_total(s)};
   for (int32_t i = 0; i < s->seqs; i++) b.tiles += tiles_of(s, i);
   b.chunks = b.tiles < CHUNKS ? b.tiles : CHUNKS;
   b.segment_sums = a->workspace;
@@ -58,7 +63,9 @@ static sums sums_of_segment(const bwd *b, int64_t chunk, int32_t id) {
 static sums sums_of_own(const bwd *b, int64_t chunk, bool first_tile, int64_t row) {
   const px_attn_bwd_args *a = b->a;
   if (first_tile && a->shape.dtype == PX_F32)
-    return (sums){.dk = (float *)a->dk + row * a->dk_stride, .dv = (float *)a->dv + row * a->dv_stride, .k_stride = a->dk_stride,
+    return (sums){.dk = (float *)a->dk + row * a->dk_stride,
+                  .dv = (float *)a->dv + row * a->dv_stride,
+                  .k_stride = a->dk_stride,
                   .v_stride = a->dv_stride};
   /* Chunk 0 never goes on with a sequence: its place serves the first tiles of all. */
   float *dk = b->own_sums + ((first_tile ? 0 : chunk) * 2 * b->key_rows + row) * b->width;
@@ -73,7 +80,8 @@ static void clear(const sums *to, int64_t rows, int64_t head, int64_t dim) {
 }
 
 /* to[key] += sum over rows of weight[key][row] x[row]. */
-static void add_product(const px_tile_rows *r, int64_t n, int64_t dim, const float *weight, const float *x, float *to, int64_t to_stride) {
+static void add_product(const px_tile_rows *r, int64_t n, int64_t dim, const float *weight, const float *x, float *to,
+                        int64_t to_stride) {
   int64_t tile = px_tile_size(dim), stride = px_tile_stride(dim);
   if (dim == stride) {
     px_tile_product(n, dim, r->count, weight, tile, 1, x, stride, to, to_stride, true);
@@ -88,8 +96,8 @@ static void add_product(const px_tile_rows *r, int64_t n, int64_t dim, const flo
 /* A tile of rows: everything a tile of keys needs of it. */
 typedef struct row_tile {
   px_tile_rows r;
-  float q[PX_TILE_FLOATS], dout[PX_TILE_FLOATS], dq[PX_TILE_FLOATS];     /* [row][dim] */
-  float q_t[PX_TILE_FLOATS], dout_t[PX_TILE_FLOATS];                     /* [dim][row]; q_t times scale */
+  float q[PX_TILE_FLOATS], dout[PX_TILE_FLOATS], dq[PX_TILE_FLOATS]; /* [row][dim] */
+  float q_t[PX_TILE_FLOATS], dout_t[PX_TILE_FLOATS];                 /* [dim][row]; q_t times scale */
   float lse[PX_TILE], delta[PX_TILE];
 } row_tile;
 
@@ -124,7 +132,8 @@ static void probabilities(const row_tile *x, int64_t n, int64_t row_stride, floa
   }
 }
 
-/* A tile of rows against keys [from, from + n): all of them the segment's or all own, row 0 of `to` being key `from`. */
+/* A tile of rows against keys [from, from + n): all of them the segment's or all own, row 0 of `to` being key `from`.
+ */
 static void keys_bwd(const px_tile_keys *y, row_tile *x, int64_t from, int64_t n, const sums *to, bool want_dq) {
   int64_t dim = y->shape->head_dim, tile = px_tile_size(dim), stride = px_tile_stride(dim);
   float k[PX_TILE_FLOATS], v[PX_TILE_FLOATS], s[PX_TILE * PX_TILE], dp[PX_TILE * PX_TILE];
@@ -182,7 +191,8 @@ static void sequence_bwd(const bwd *b, int64_t chunk, int32_t seq, int64_t head,
   }
 }
 
-/* The tiles of sequence `seq`, whose first is number `start`, that lie in the chunk: [*first, *end) of its own tiles. */
+/* The tiles of sequence `seq`, whose first is number `start`, that lie in the chunk: [*first, *end) of its own tiles.
+ */
 static bool part_of_chunk(const bwd *b, int64_t chunk, int32_t seq, int64_t start, int64_t *first, int64_t *end) {
   int64_t from = chunk_start(b, chunk), to = chunk_start(b, chunk + 1), tiles = tiles_of(&b->a->shape, seq);
   *first = from > start ? from - start : 0;

@@ -35,8 +35,10 @@ static void softmax_tile(int64_t n, int64_t rows, int64_t row_stride, float *s, 
 }
 
 /* All rows of a tile against keys [from, to). */
-static void rows_fwd(const px_tile_keys *y, const px_tile_rows *r, int64_t from, int64_t to, const float *q, partial *x) {
-  int64_t dim = y->shape->head_dim, tile = px_tile_size(dim), stride = px_tile_stride(dim), seen = y->prefix + r->max_end;
+static void rows_fwd(const px_tile_keys *y, const px_tile_rows *r, int64_t from, int64_t to, const float *q,
+                     partial *x) {
+  int64_t dim = y->shape->head_dim, tile = px_tile_size(dim), stride = px_tile_stride(dim),
+          seen = y->prefix + r->max_end;
   float keys[PX_TILE_FLOATS], s[PX_TILE * PX_TILE], shrink[PX_TILE];
   for (int64_t i = 0; i < r->padded; i++) x->best[i] = -INFINITY, x->sum[i] = 0;
   memset(x->o, 0, (size_t)(r->count * stride) * sizeof(float));
@@ -65,7 +67,8 @@ static void load_queries(const px_tile_rows *r, const px_attn_shape *s, const vo
 }
 
 /* o and lse of a tile of rows. lse may be NULL. */
-static void store(const px_tile_rows *r, const px_attn_shape *s, partial *x, void *o, int64_t o_stride, float *lse, int64_t lse_rows) {
+static void store(const px_tile_rows *r, const px_attn_shape *s, partial *x, void *o, int64_t o_stride, float *lse,
+                  int64_t lse_rows) {
   int64_t dim = s->head_dim, stride = px_tile_stride(dim);
   for (int64_t i = 0; i < r->count; i++) {
     float *row = x->o + i * stride, inverse = x->sum[i] != 0 ? 1.0f / x->sum[i] : 0.0f;
@@ -134,9 +137,17 @@ static px_tile_keys paged_keys(const px_attn_decode_args *a, int32_t seq, int64_
   const px_attn_shape *s = &a->shape;
   const px_kv_segment *segment = px_tile_segment(s, seq);
   int64_t row = (int64_t)s->kv_heads * s->head_dim;
-  px_tile_keys y = {.shape = s, .segment = segment, .prefix = segment ? segment->len : 0, .own = a->kv_lens[seq], .head = head,
-                    .k = a->k_cache, .v = a->v_cache, .k_stride = row, .v_stride = row,
-                    .blocks = a->block_table + (int64_t)seq * a->max_blocks, .page_tokens = a->page_tokens};
+  px_tile_keys y = {.shape = s,
+                    .segment = segment,
+                    .prefix = segment ? segment->len : 0,
+                    .own = a->kv_lens[seq],
+                    .head = head,
+                    .k = a->k_cache,
+                    .v = a->v_cache,
+                    .k_stride = row,
+                    .v_stride = row,
+                    .blocks = a->block_table + (int64_t)seq * a->max_blocks,
+                    .page_tokens = a->page_tokens};
   return y;
 }
 
@@ -144,7 +155,8 @@ static void part_decode(const px_attn_decode_args *a, int32_t seq, int64_t head,
   const px_attn_shape *s = &a->shape;
   int64_t dim = s->head_dim, stride = px_tile_stride(dim), q0 = s->q_offsets[seq], queries = s->q_offsets[seq + 1] - q0;
   px_tile_keys y = paged_keys(a, seq, head);
-  int64_t all = y.prefix + y.own, keys = part_keys(all), rows = queries * (s->heads / s->kv_heads), size = px_tile_size(dim);
+  int64_t all = y.prefix + y.own, keys = part_keys(all), rows = queries * (s->heads / s->kv_heads),
+          size = px_tile_size(dim);
   if (part > 0 && part * keys >= all) return;
   for (int64_t block = 0; block * size < rows; block++) {
     px_tile_rows r;
@@ -203,7 +215,8 @@ int px_attn_decode_cpu(const px_attn_decode_args *a) {
       for (int32_t seq = 0; seq < s->seqs; seq++)
         for (int32_t h = 0; h < s->heads; h++) {
           const px_kv_segment *segment = px_tile_segment(s, seq);
-          int64_t all = a->kv_lens[seq] + (segment ? segment->len : 0), parts = (all + part_keys(all) - 1) / part_keys(all);
+          int64_t all = a->kv_lens[seq] + (segment ? segment->len : 0),
+                  parts = (all + part_keys(all) - 1) / part_keys(all);
           for (int64_t i = s->q_offsets[seq]; parts > 1 && i < s->q_offsets[seq + 1]; i++) join_parts(a, parts, i, h);
         }
     }

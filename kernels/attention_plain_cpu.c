@@ -31,12 +31,14 @@ static bool sees(const keys_of *y, int64_t query, int64_t key) {
 static void key_row(const keys_of *y, int64_t key, bool value, float *out) {
   int64_t dim = y->shape->head_dim, own = key - y->prefix;
   if (own < 0) {
-    px_load_row(value ? y->segment->v : y->segment->k, y->shape->dtype, key * y->segment->stride + y->kv_head * dim, dim, out);
+    px_load_row(value ? y->segment->v : y->segment->k, y->shape->dtype, key * y->segment->stride + y->kv_head * dim,
+                dim, out);
     return;
   }
   int64_t row = y->first_row + own;
   if (y->blocks) row = (int64_t)y->blocks[own / y->page_tokens] * y->page_tokens + own % y->page_tokens;
-  px_load_row(value ? y->v : y->k, y->shape->dtype, row * (value ? y->v_stride : y->k_stride) + y->kv_head * dim, dim, out);
+  px_load_row(value ? y->v : y->k, y->shape->dtype, row * (value ? y->v_stride : y->k_stride) + y->kv_head * dim, dim,
+              out);
 }
 
 static float dot(const float *x, const float *y, int64_t n) {
@@ -70,10 +72,17 @@ static float query_fwd(const keys_of *y, int64_t query, const float *q, float *o
   return best + logf(sum);
 }
 
-static keys_of dense_keys(const px_attn_shape *s, int32_t seq, int64_t kv_head, const void *k, int64_t k_stride, const void *v,
-                          int64_t v_stride) {
-  keys_of y = {.shape = s, .segment = segment_of(s, seq), .own = s->k_offsets[seq + 1] - s->k_offsets[seq], .kv_head = kv_head,
-               .queries = s->q_offsets[seq + 1] - s->q_offsets[seq], .k = k, .v = v, .k_stride = k_stride, .v_stride = v_stride,
+static keys_of dense_keys(const px_attn_shape *s, int32_t seq, int64_t kv_head, const void *k, int64_t k_stride,
+                          const void *v, int64_t v_stride) {
+  keys_of y = {.shape = s,
+               .segment = segment_of(s, seq),
+               .own = s->k_offsets[seq + 1] - s->k_offsets[seq],
+               .kv_head = kv_head,
+               .queries = s->q_offsets[seq + 1] - s->q_offsets[seq],
+               .k = k,
+               .v = v,
+               .k_stride = k_stride,
+               .v_stride = v_stride,
                .first_row = s->k_offsets[seq]};
   y.prefix = y.segment ? y.segment->len : 0;
   return y;
@@ -104,9 +113,17 @@ int px_attn_decode_plain_cpu(const px_attn_decode_args *a) {
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
   for (int32_t seq = 0; seq < s->seqs; seq++)
     for (int32_t h = 0; h < s->heads; h++) {
-      keys_of y = {.shape = s, .segment = segment_of(s, seq), .own = a->kv_lens[seq], .kv_head = h / group, .k = a->k_cache,
-                   .queries = s->q_offsets[seq + 1] - s->q_offsets[seq], .v = a->v_cache, .k_stride = cache_row, .v_stride = cache_row,
-                   .blocks = a->block_table + (int64_t)seq * a->max_blocks, .page_tokens = a->page_tokens};
+      keys_of y = {.shape = s,
+                   .segment = segment_of(s, seq),
+                   .own = a->kv_lens[seq],
+                   .kv_head = h / group,
+                   .k = a->k_cache,
+                   .queries = s->q_offsets[seq + 1] - s->q_offsets[seq],
+                   .v = a->v_cache,
+                   .k_stride = cache_row,
+                   .v_stride = cache_row,
+                   .blocks = a->block_table + (int64_t)seq * a->max_blocks,
+                   .page_tokens = a->page_tokens};
       y.prefix = y.segment ? y.segment->len : 0;
       for (int64_t i = 0; i < y.queries; i++) {
         int64_t row = s->q_offsets[seq] + i;

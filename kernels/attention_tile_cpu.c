@@ -17,8 +17,15 @@ const px_kv_segment *px_tile_segment(const px_attn_shape *s, int32_t seq) {
 px_tile_keys px_tile_dense_keys(const px_attn_shape *s, int32_t seq, int64_t head, const void *k, int64_t k_stride,
                                 const void *v, int64_t v_stride) {
   const px_kv_segment *segment = px_tile_segment(s, seq);
-  px_tile_keys y = {.shape = s, .segment = segment, .prefix = segment ? segment->len : 0, .head = head, .k = k, .v = v,
-                    .own = s->k_offsets[seq + 1] - s->k_offsets[seq], .k_stride = k_stride, .v_stride = v_stride,
+  px_tile_keys y = {.shape = s,
+                    .segment = segment,
+                    .prefix = segment ? segment->len : 0,
+                    .head = head,
+                    .k = k,
+                    .v = v,
+                    .own = s->k_offsets[seq + 1] - s->k_offsets[seq],
+                    .k_stride = k_stride,
+                    .v_stride = v_stride,
                     .first_row = s->k_offsets[seq]};
   return y;
 }
@@ -35,7 +42,8 @@ static void visible(const px_attn_shape *s, int64_t query, int64_t queries, int6
 
 void px_tile_rows_set(px_tile_rows *r, const px_tile_keys *y, int64_t block, int64_t q0, int64_t queries) {
   const px_attn_shape *s = y->shape;
-  int64_t group = s->heads / s->kv_heads, size = px_tile_size(s->head_dim), at = block * size, left = queries * group - at;
+  int64_t group = s->heads / s->kv_heads, size = px_tile_size(s->head_dim), at = block * size,
+          left = queries * group - at;
   r->count = left < 0 ? 0 : left < size ? left : size;
   r->padded = (r->count + PX_TILE_ALIGN - 1) / PX_TILE_ALIGN * PX_TILE_ALIGN;
   r->min_first = r->min_end = INT32_MAX;
@@ -65,29 +73,35 @@ void px_tile_load_keys(const px_tile_keys *y, int64_t from, int64_t n, bool valu
   for (int64_t j = 0; j < n; j++) {
     int64_t own = from + j - y->prefix;
     if (own < 0) {
-      load(values ? y->segment->v : y->segment->k, type, (from + j) * y->segment->stride + y->head * dim, dim, stride, out + j * stride);
+      load(values ? y->segment->v : y->segment->k, type, (from + j) * y->segment->stride + y->head * dim, dim, stride,
+           out + j * stride);
       continue;
     }
-    int64_t row = y->blocks ? (int64_t)y->blocks[own / y->page_tokens] * y->page_tokens + own % y->page_tokens : y->first_row + own;
+    int64_t row = y->blocks ? (int64_t)y->blocks[own / y->page_tokens] * y->page_tokens + own % y->page_tokens
+                            : y->first_row + own;
     load(values ? y->v : y->k, type, row * row_stride + y->head * dim, dim, stride, out + j * stride);
   }
 }
 
 void px_tile_load_rows(const px_tile_rows *r, const void *x, int64_t x_stride, const px_attn_shape *s, float *out) {
   int64_t dim = s->head_dim, stride = px_tile_stride(dim);
-  for (int64_t i = 0; i < r->count; i++) load(x, s->dtype, r->query[i] * x_stride + r->head[i] * dim, dim, stride, out + i * stride);
+  for (int64_t i = 0; i < r->count; i++)
+    load(x, s->dtype, r->query[i] * x_stride + r->head[i] * dim, dim, stride, out + i * stride);
 }
 
 void px_tile_transpose(const px_tile_rows *r, int64_t dim, float scale, const float *in, float *out) {
   int64_t in_row = px_tile_stride(dim), out_row = px_tile_size(dim);
   for (int64_t c = 0; c < dim; c += 8)
     for (int64_t i = 0; i < r->padded; i++)
-      for (int64_t d = c; d < dim && d < c + 8; d++) out[d * out_row + i] = i < r->count ? scale * in[i * in_row + d] : 0;
+      for (int64_t d = c; d < dim && d < c + 8; d++)
+        out[d * out_row + i] = i < r->count ? scale * in[i * in_row + d] : 0;
 }
 
 /* m <= BLOCK rows and v <= VECTORS vectors of c, in registers: both are constants where this is inlined. */
-static inline __attribute__((always_inline)) void block_product(int m, int v, int64_t inner, const float *a, int64_t a_row, int64_t a_col,
-                                                                const float *b, int64_t b_row, float *c, int64_t c_row, bool accumulate) {
+static inline __attribute__((always_inline)) void block_product(int m, int v, int64_t inner, const float *a,
+                                                                int64_t a_row, int64_t a_col, const float *b,
+                                                                int64_t b_row, float *c, int64_t c_row,
+                                                                bool accumulate) {
   vector sum[BLOCK][VECTORS];
 #pragma GCC unroll 8
   for (int i = 0; i < m; i++)
@@ -110,19 +124,30 @@ static inline __attribute__((always_inline)) void block_product(int m, int v, in
     for (int n = 0; n < v; n++) *(vector *)(c + i * c_row + n * LANES) = sum[i][n];
 }
 
-#define ROWS_OF(v)                                                                                       \
-  static void rows_##v(int64_t m, int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b, int64_t b_row, float *c, \
-                       int64_t c_row, bool accumulate) {                                                  \
-    for (; m >= BLOCK; m -= BLOCK, a += BLOCK * a_row, c += BLOCK * c_row)                               \
-      block_product(BLOCK, v, k, a, a_row, a_col, b, b_row, c, c_row, accumulate);                       \
-    switch (m) {                                                                                          \
-      case 5: block_product(5, v, k, a, a_row, a_col, b, b_row, c, c_row, accumulate); break;            \
-      case 4: block_product(4, v, k, a, a_row, a_col, b, b_row, c, c_row, accumulate); break;            \
-      case 3: block_product(3, v, k, a, a_row, a_col, b, b_row, c, c_row, accumulate); break;            \
-      case 2: block_product(2, v, k, a, a_row, a_col, b, b_row, c, c_row, accumulate); break;            \
-      case 1: block_product(1, v, k, a, a_row, a_col, b, b_row, c, c_row, accumulate); break;            \
-      default: break;                                                                                     \
-    }                                                                                                     \
+#define ROWS_OF(v)                                                                                         \
+  static void rows_##v(int64_t m, int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b, \
+                       int64_t b_row, float *c, int64_t c_row, bool accumulate) {                          \
+    for (; m >= BLOCK; m -= BLOCK, a += BLOCK * a_row, c += BLOCK * c_row)                                 \
+      block_product(BLOCK, v, k, a, a_row, a_col, b, b_row, c, c_row, accumulate);                         \
+    switch (m) {                                                                                           \
+      case 5:                                                                                              \
+        block_product(5, v, k, a, a_row, a_col, b, b_row, c, c_row, accumulate);                           \
+        break;                                                                                             \
+      case 4:                                                                                              \
+        block_product(4, v, k, a, a_row, a_col, b, b_row, c, c_row, accumulate);                           \
+        break;                                                                                             \
+      case 3:                                                                                              \
+        block_product(3, v, k, a, a_row, a_col, b, b_row, c, c_row, accumulate);                           \
+        break;                                                                                             \
+      case 2:                                                                                              \
+        block_product(2, v, k, a, a_row, a_col, b, b_row, c, c_row, accumulate);                           \
+        break;                                                                                             \
+      case 1:                                                                                              \
+        block_product(1, v, k, a, a_row, a_col, b, b_row, c, c_row, accumulate);                           \
+        break;                                                                                             \
+      default:                                                                                             \
+        break;                                                                                             \
+    }                                                                                                      \
   }
 ROWS_OF(1)
 ROWS_OF(2)
@@ -132,17 +157,25 @@ ROWS_OF(4)
 #endif
 #undef ROWS_OF
 
-void px_tile_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b, int64_t b_row,
-                     float *c, int64_t c_row, bool accumulate) {
+void px_tile_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b,
+                     int64_t b_row, float *c, int64_t c_row, bool accumulate) {
   while (n > 0) {
     int64_t v = n / LANES < VECTORS ? n / LANES : VECTORS;
     switch (v) {
 #ifdef __AVX512F__
-      case 4: rows_4(m, k, a, a_row, a_col, b, b_row, c, c_row, accumulate); break;
-      case 3: rows_3(m, k, a, a_row, a_col, b, b_row, c, c_row, accumulate); break;
+      case 4:
+        rows_4(m, k, a, a_row, a_col, b, b_row, c, c_row, accumulate);
+        break;
+      case 3:
+        rows_3(m, k, a, a_row, a_col, b, b_row, c, c_row, accumulate);
+        break;
 #endif
-      case 2: rows_2(m, k, a, a_row, a_col, b, b_row, c, c_row, accumulate); break;
-      default: rows_1(m, k, a, a_row, a_col, b, b_row, c, c_row, accumulate); break;
+      case 2:
+        rows_2(m, k, a, a_row, a_col, b, b_row, c, c_row, accumulate);
+        break;
+      default:
+        rows_1(m, k, a, a_row, a_col, b, b_row, c, c_row, accumulate);
+        break;
     }
     n -= v * LANES;
     b += v * LANES;
@@ -155,7 +188,8 @@ bool px_tile_reached(const px_tile_rows *r, int64_t prefix, int64_t from, int64_
 }
 
 void px_tile_mask(const px_tile_rows *r, int64_t prefix, int64_t from, int64_t n, float *s, int64_t s_row) {
-  if (from + n <= prefix + r->min_end && (r->max_first == 0 || from >= prefix + r->max_first || from + n <= prefix)) return;
+  if (from + n <= prefix + r->min_end && (r->max_first == 0 || from >= prefix + r->max_first || from + n <= prefix))
+    return;
   for (int64_t j = from < prefix ? prefix - from : 0; j < n; j++) {
     int32_t own = (int32_t)(from + j - prefix);
     float *x = s + j * s_row;

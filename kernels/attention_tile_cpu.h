@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * What the fast forward, backward and decode share. Work goes by tiles: PX_TILE-limited rows, where a row is one query of
- * one head of a kv head's group (query outermost), against as many keys of [segment | own]. Scores of a tile stand
+ * What the fast forward, backward and decode share. Work goes by tiles: PX_TILE-limited rows, where a row is one query
+ * of one head of a kv head's group (query outermost), against as many keys of [segment | own]. Scores of a tile stand
  * transposed, s[key][row]: keys and values are then used as they lie in memory, and the softmax runs down the columns.
- * Tiles of keys start at multiples of the tile in the key index, and every element of a product is summed in the order of
- * its inner index: what a row gives depends on nothing but the row and its keys. */
+ * Tiles of keys start at multiples of the tile in the key index, and every element of a product is summed in the order
+ * of its inner index: what a row gives depends on nothing but the row and its keys. */
 #ifndef PX_KERNELS_ATTENTION_TILE_CPU_H
 #define PX_KERNELS_ATTENTION_TILE_CPU_H
 

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT
- * New keys and values into a cache: row t of k and v goes to slot slots[t] of k_cache and v_cache ([slots, dim], dense);
- * slot = page * page_tokens + offset, so the same call serves contiguous and paged caches. Slots are distinct; -1 skips. */
+ * New keys and values into a cache: row t of k and v goes to slot slots[t] of k_cache and v_cache ([slots, dim],
+ * dense); slot = page * page_tokens + offset, so the same call serves contiguous and paged caches. Slots are distinct;
+ * -1 skips. Bytes are copied as they are; k and v overlap neither cache; other slots stay. dtype f32 or bf16. */
 #ifndef PX_KERNELS_KV_WRITE_H
 #define PX_KERNELS_KV_WRITE_H
 
 #include "core/types.h"
+#include "kernels/cost.h"
 
 typedef struct px_kv_write_args {
   px_dtype dtype;
@@ -15,6 +17,7 @@ typedef struct px_kv_write_args {
 } px_kv_write_args;
 
 const char *px_kv_write_check(const px_kv_write_args *a);
+px_cost px_kv_write_cost(const px_kv_write_args *a);
 int px_kv_write_cpu(const px_kv_write_args *a);
 
 #endif

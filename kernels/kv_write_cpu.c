@@ -9,6 +9,10 @@ const char *px_kv_write_check(const px_kv_write_args *a) {
   return a->rows && (!a->k || !a->v || !a->k_cache || !a->v_cache || !a->slots) ? "a pointer is missing" : NULL;
 }
 
+px_cost px_kv_write_cost(const px_kv_write_args *a) {
+  return (px_cost){.bytes = (double)a->rows * (4.0 * (double)a->dim * (double)px_dtype_bytes(a->dtype, 1) + 8)};
+}
+
 int px_kv_write_cpu(const px_kv_write_args *a) {
   size_t e = px_dtype_bytes(a->dtype, 1), bytes = (size_t)a->dim * e;
   for (int64_t t = 0; t < a->rows; t++) {

@@ -3,11 +3,19 @@
 #include "kernels/rope.h"
 
 const char *px_rope_check(const px_rope_args *a) {
-  if (a->rows < 0 || a->heads < 1 || a->head_dim < 1 || a->head_dim > 256) return "rows, heads or head_dim is out of range";
+  if (a->rows < 0 || a->heads < 1 || a->head_dim < 1 || a->head_dim > 256)
+    return "rows, heads or head_dim is out of range";
   if (a->rot_dim < 0 || a->rot_dim > a->head_dim || a->rot_dim % 2) return "rot_dim must be even and at most head_dim";
   if (px_check_type(a->dtype)) return "the type must be f32 or bf16";
+  if (a->table_rows < 0) return "table_rows is negative";
   if (a->stride < (int64_t)a->heads * a->head_dim) return "the stride is shorter than a row";
   return a->rows && (!a->x || !a->positions || !a->cos || !a->sin) ? "a pointer is missing" : NULL;
+}
+
+px_cost px_rope_cost(const px_rope_args *a) {
+  double n = (double)a->rows * a->heads * a->rot_dim;
+  return (px_cost){.bytes = n * 2 * (double)px_dtype_bytes(a->dtype, 1) + (double)a->rows * (4 + 4.0 * a->rot_dim),
+                   .operations = 3 * n};
 }
 
 int px_rope_cpu(const px_rope_args *a) {

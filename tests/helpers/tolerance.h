@@ -12,6 +12,8 @@
 #define TOL_F32_SUM 2e-6
 /* exp and a float32 sum over the vocabulary, pieces of 512: loss and its gradient. */
 #define TOL_F32_SOFTMAX 2e-6
+/* The log of that sum: an error of the largest score, of up to 256 products, moves it by as much. */
+#define TOL_F32_LSE 1e-5
 /* Attention: scores, exp and sums of up to 2,300 keys in float32. */
 #define TOL_F32_ATTENTION 5e-6
 /* The same with bfloat16 inputs and outputs; probabilities may be rounded before they meet the values. */
