@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Decoding against pages in random order: equations in float64, and bits that know nothing of the batch or the threads.
  */
-#include "helpers/attention.h"
+#include "helpers/attention_problem.h"
 
 /* A cache whose unused slots hold NaN, and the table that finds the keys of a problem in it. */
 typedef struct paged {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * Attention: what must hold without a reference, and derivatives against finite differences. */
-#include "helpers/attention.h"
+#include "helpers/attention_problem.h"
 
 static const int LENS[] = {40, 1, 0, 23}, SEGS[] = {6, 70};
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * Attention over [shared prefix | own tokens] against the contract's equations in float64. */
-#include "helpers/attention.h"
+#include "helpers/attention_problem.h"
 
 static void compare(problem *p) {
   truth t = reference(p);
