@@ -30,7 +30,8 @@ static px_status measure_loss(job *j, pfx_eval_result *result, px_error *err) {
   px_eval_result r = {0};
   px_status status = PX_OK;
   if (j->adapter) {
-    status = px_prefix_open(px_model_config(j->model), j->be, j->model->dtype, j->adapter->values, j->adapter->tokens, &prefix, err);
+    status = px_prefix_open(px_model_config(j->model), j->be, j->model->dtype, j->adapter->values, j->adapter->tokens,
+                            &prefix, err);
     hooks = (px_hooks){.segments = prefix.segments, .adapters = 1};
   }
   if (status == PX_OK)
@@ -45,7 +46,9 @@ static px_status measure_loss(job *j, pfx_eval_result *result, px_error *err) {
 
 static px_status make_items(job *j, px_error *err) {
   PX_TRY(px_rows_items(&j->rows, &j->arena, &j->items, &j->item_count, err));
-  if (j->item_count == 0) return px_fail(err, PX_BAD_FILE, "%s: no row has a prompt: --generate needs prompts and completions", j->options.data);
+  if (j->item_count == 0)
+    return px_fail(err, PX_BAD_FILE, "%s: no row has a prompt: --generate needs prompts and completions",
+                   j->options.data);
   j->texts = px_calloc(j->item_count, sizeof *j->texts);
   return j->texts ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory");
 }
@@ -66,8 +69,13 @@ static px_status generate(job *j, px_error *err) {
   px_status status = j->adapter ? px_generator_add_adapter(g, j->adapter, &adapter, err) : PX_OK;
   for (size_t i = 0; status == PX_OK && i < j->item_count; i++) {
     size_t row = j->items[i].row;
-    px_request request = {.ids = j->rows.ids + j->rows.offsets[row], .count = (int32_t)j->rows.prompt_len[row], .adapter = adapter, .row = i,
-                          .sampling = {.max_tokens = j->options.max_tokens}, .text = keep_text, .user = j};
+    px_request request = {.ids = j->rows.ids + j->rows.offsets[row],
+                          .count = (int32_t)j->rows.prompt_len[row],
+                          .adapter = adapter,
+                          .row = i,
+                          .sampling = {.max_tokens = j->options.max_tokens},
+                          .text = keep_text,
+                          .user = j};
     status = px_generator_add(g, &request, err);
   }
   if (status == PX_OK) status = px_generator_run(g, j->options.cancelled, j->options.user, err);
@@ -80,7 +88,8 @@ static px_status score(job *j, pfx_eval_result *result, px_error *err) {
   px_scores scores = {0};
   if (!list) return px_fail(err, PX_NO_MEMORY, "no memory");
   for (size_t i = 0; i < j->item_count; i++)
-    list[i] = (px_score_item){.hypothesis = j->texts[i].data ? j->texts[i].data : "", .references = j->items[i].references,
+    list[i] = (px_score_item){.hypothesis = j->texts[i].data ? j->texts[i].data : "",
+                              .references = j->items[i].references,
                               .reference_count = j->items[i].reference_count};
   px_status status = px_score_texts(list, j->item_count, &scores, err);
   free(list);
@@ -103,15 +112,31 @@ static px_status put_line(px_out *out, json_t *object, px_error *err) {
   return status;
 }
 
+/* A new file under a temporary name; with `append` it begins with what the old one holds. */
+static px_status open_lines(const job *j, const char *path, px_out *out, px_error *err) {
+  px_map old = {0};
+  if (j->options.append && px_file_exists(path)) PX_TRY(px_map_open(path, &old, err));
+  px_status status = px_out_open(path, out, err);
+  if (status == PX_OK && old.bytes) status = px_out_write(out, old.data, old.bytes, err);
+  px_map_close(&old);
+  return status;
+}
+
+static json_t *line_of(const job *j) {
+  json_t *object = json_object();
+  json_object_set_new(object, "adapter", j->adapter ? json_string(j->adapter->path) : json_null());
+  return object;
+}
+
 static px_status write_predictions(job *j, px_error *err) {
   px_out out;
-  PX_TRY(px_out_open(j->options.predictions, &out, err));
+  PX_TRY(open_lines(j, j->options.predictions, &out, err));
   for (size_t i = 0; i < j->item_count; i++) {
     const px_row_item *it = &j->items[i];
     const px_buf *text = &j->texts[i];
     json_t *references = json_array();
     for (size_t r = 0; r < it->reference_count; r++) json_array_append_new(references, json_string(it->references[r]));
-    json_t *object = json_object();
+    json_t *object = line_of(j);
     json_object_set_new(object, "prompt", json_string(it->prompt));
     json_object_set_new(object, "prediction", json_stringn(text->data ? text->data : "", text->len));
     json_object_set_new(object, "references", references);
@@ -122,11 +147,11 @@ static px_status write_predictions(job *j, px_error *err) {
 
 static px_status write_rows(job *j, px_error *err) {
   px_out out;
-  PX_TRY(px_out_open(j->options.rows_out, &out, err));
+  PX_TRY(open_lines(j, j->options.rows_out, &out, err));
   for (size_t r = 0; r < j->rows.count; r++) {
     int64_t tokens = 0;
     for (uint64_t i = j->rows.offsets[r]; i < j->rows.offsets[r + 1]; i++) tokens += px_row_scores(&j->rows, i);
-    json_t *object = json_object();
+    json_t *object = line_of(j);
     json_object_set_new(object, "line", json_integer((json_int_t)j->rows.line[r]));
     json_object_set_new(object, "loss", tokens ? json_real(j->row_loss[r] / (double)tokens) : json_null());
     json_object_set_new(object, "tokens", json_integer(tokens));
@@ -140,9 +165,11 @@ static px_status run(job *j, pfx_eval_result *result, px_error *err) {
   px_row_options rows;
   px_log log = px_api_log(j->options.log, j->options.log_user);
   if (j->options.predictions && !j->options.generate) return px_fail(err, PX_INVALID, "--predictions needs --generate");
-  if (j->options.generate && !j->tok) return px_fail(err, PX_INVALID, "--generate needs the model's tokenizer, and the model has none");
+  if (j->options.generate && !j->tok)
+    return px_fail(err, PX_INVALID, "--generate needs the model's tokenizer, and the model has none");
   PX_TRY(px_api_row_options(&j->options.rows, j->tok, px_model_config(j->model), &rows, err));
-  if (rows.max_row_tokens == 0) rows.max_row_tokens = px_model_config(j->model)->context - (j->adapter ? j->adapter->tokens : 0);
+  if (rows.max_row_tokens == 0)
+    rows.max_row_tokens = px_model_config(j->model)->context - (j->adapter ? j->adapter->tokens : 0);
   rows.keep_text = j->options.generate || j->options.rows_out;
   PX_TRY(px_backend_open_cpu(&(px_backend_options){.threads = j->model->be->threads, .log = log}, &j->be, err));
   PX_TRY(px_rows_read(j->options.data, j->tok, &rows, &log, &j->rows, err));
@@ -158,9 +185,11 @@ static px_status run(job *j, pfx_eval_result *result, px_error *err) {
   return j->options.rows_out ? write_rows(j, err) : PX_OK;
 }
 
-pfx_status pfx_eval_wait(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_adapter *adapter, const pfx_eval_options *options,
-                         pfx_eval_result *result, pfx_error *err) {
-  job j = {.model = model->model, .tok = tokenizer ? tokenizer->tok : NULL, .adapter = adapter ? adapter->adapter : NULL,
+pfx_status pfx_eval_wait(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_adapter *adapter,
+                         const pfx_eval_options *options, pfx_eval_result *result, pfx_error *err) {
+  job j = {.model = model->model,
+           .tok = tokenizer ? tokenizer->tok : NULL,
+           .adapter = adapter ? adapter->adapter : NULL,
            .options = pfx_eval_options_init()};
   *result = (pfx_eval_result){.bleu = NAN, .chrf = NAN, .rouge_l = NAN, .exact_match = NAN};
   if (px_api_options(&j.options, sizeof j.options, options, "pfx_eval_options", err) != PFX_OK) return PFX_INVALID;

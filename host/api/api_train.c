@@ -191,6 +191,7 @@ pfx_status pfx_probe_wait(const pfx_model *model, const pfx_tokenizer *tokenizer
   if (adapter && o.tune) return px_api_status(px_fail(e, PX_INVALID, "--adapter and --tune exclude each other"));
   px_status status = px_backend_open_cpu(&(px_backend_options){.threads = m->be->threads, .log = log}, &be, e);
   if (status == PX_OK && o.tune) status = px_tune_parse(o.tune, o.init, o.reparam, &spec, e);
+  spec.force = o.force;
   if (status == PX_OK && o.tune) status = px_tune_open(m, be, tok, &spec, o.seed, &tune, e);
   if (status == PX_OK) status = px_api_row_options(&o.rows, tok, px_model_config(m), &row_options, e);
   if (status == PX_OK && row_options.max_row_tokens == 0)

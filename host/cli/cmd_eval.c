@@ -15,8 +15,8 @@ static const cli_option options[] = {
     {CLI_LIST, "adapter", "FOLDER", "An adapter to measure beside the frozen model; may be given several times.", NULL, &adapters, NULL, NULL},
     {CLI_FLAG, "generate", NULL, "Also generate for every prompt and score the texts: BLEU, chrF, ROUGE-L, exact match.", NULL, &o.generate, NULL, NULL},
     {CLI_INT32, "max-tokens", "N", "Longest generated text in tokens.", "128", &o.max_tokens, NULL, NULL},
-    {CLI_TEXT, "predictions", "FILE", "Write the generated texts: JSON Lines with prompt, prediction, references (of the last adapter given).", NULL, &o.predictions, NULL, NULL},
-    {CLI_TEXT, "rows", "FILE", "Write loss, tokens and text of every row: JSON Lines (of the last adapter given).", NULL, &o.rows_out, NULL, NULL},
+    {CLI_TEXT, "predictions", "FILE", "Write the texts of every adapter given, or else of the frozen model: JSON Lines with adapter, prompt, prediction, references.", NULL, &o.predictions, NULL, NULL},
+    {CLI_TEXT, "rows", "FILE", "Write line, loss, tokens and text of every row, for every adapter given, or else the frozen model: JSON Lines.", NULL, &o.rows_out, NULL, NULL},
     {CLI_FLAG, "force", NULL, "Use adapters that were trained on other weights.", NULL, &force, NULL, NULL},
     CLI_DATA_OPTIONS(o.rows),
     CLI_COMMON_OPTIONS,
@@ -81,10 +81,11 @@ static int run(int argc, char **argv) {
   for (int i = -1; code == 0 && i < adapters.count; i++) {
     pfx_adapter *adapter = NULL;
     pfx_eval_result result;
-    bool last = i == adapters.count - 1;
+    bool write = i >= 0 || adapters.count == 0;
     if (i >= 0) code = cli_open_adapter(adapters.items[i], model, tokenizer, force, &adapter);
-    o.predictions = last ? predictions : NULL;
-    o.rows_out = last ? rows_out : NULL;
+    o.predictions = write ? predictions : NULL;
+    o.rows_out = write ? rows_out : NULL;
+    o.append = i > 0;
     if (code == 0 && pfx_eval_wait(model, tokenizer, adapter, &o, &result, &err) != PFX_OK) code = cli_fail(&err);
     if (code == 0) print_result(i >= 0 ? adapters.items[i] : NULL, &result);
     pfx_adapter_close(adapter);

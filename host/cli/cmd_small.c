@@ -254,6 +254,7 @@ static int run_probe(int argc, char **argv) {
   if (!cli_shared.model || !probe.data || !probe.out) return cli_usage_error(&cli_probe, "probe needs --model, --data and --out");
   probe.rows.loss_all = cli_loss == 1;
   probe.log = cli_log;
+  probe.force = force;
   code = cli_open_model(cli_shared.model, (pfx_dtype)cli_shared.dtype, cli_shared.threads, false, &model, &tokenizer);
   if (code == 0 && adapter_path) code = cli_open_adapter(adapter_path, model, tokenizer, force, &adapter);
   if (code == 0 && pfx_probe_wait(model, tokenizer, adapter, &probe, &err) != PFX_OK) code = cli_fail(&err);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * DIR/checkpoint/pfx_state.safetensors holds everything that exact resume needs: each trained tensor with its moments, a
- * fixed offset where there is one, and the run's state as strings. Each file appears whole or not at all; the state file is
- * the truth, the adapter beside it is made from it. */
+ * DIR/checkpoint/pfx_state.safetensors holds everything that exact resume needs: each trained tensor with its moments,
+ * a fixed offset where there is one, and the run's state as strings. Each file appears whole or not at all; the state
+ * file is the truth, the adapter beside it is made from it. */
 #include <math.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -20,17 +20,23 @@ enum { FIELD_COUNT = 11 };
 /* Sorted by key. */
 static void state_fields(px_run_state *s, int64_t *epoch, int64_t *row, int64_t *early, state_field out[FIELD_COUNT]) {
   const state_field fields[FIELD_COUNT] = {
-      {"best_step", FIELD_INT, &s->best_step},          {"best_valid_loss", FIELD_NUM, &s->best_valid_loss},
-      {"cursor_epoch", FIELD_INT, epoch},               {"cursor_row", FIELD_INT, row},
-      {"early_stopped", FIELD_INT, early},              {"evals_without_better", FIELD_INT, &s->evals_without_better},
-      {"first_valid_loss", FIELD_NUM, &s->first_valid_loss}, {"last_loss", FIELD_NUM, &s->last_loss},
-      {"last_valid_loss", FIELD_NUM, &s->last_valid_loss},   {"step", FIELD_INT, &s->step},
+      {"best_step", FIELD_INT, &s->best_step},
+      {"best_valid_loss", FIELD_NUM, &s->best_valid_loss},
+      {"cursor_epoch", FIELD_INT, epoch},
+      {"cursor_row", FIELD_INT, row},
+      {"early_stopped", FIELD_INT, early},
+      {"evals_without_better", FIELD_INT, &s->evals_without_better},
+      {"first_valid_loss", FIELD_NUM, &s->first_valid_loss},
+      {"last_loss", FIELD_NUM, &s->last_loss},
+      {"last_valid_loss", FIELD_NUM, &s->last_valid_loss},
+      {"step", FIELD_INT, &s->step},
       {"tokens_seen", FIELD_INT, &s->tokens_seen},
   };
   memcpy(out, fields, sizeof fields);
 }
 
-/* The list of tensors in the state file: value, m, v of every parameter, and the offset. Pointers into backend memory. */
+/* The list of tensors in the state file: value, m, v of every parameter, and the offset. Pointers into backend memory.
+ */
 typedef struct state_tensor {
   const char *name;
   float *at;
@@ -47,7 +53,8 @@ static px_status state_tensors(px_run *run, px_arena *arena, state_tensor **out,
     const px_param *q = &t->params[i];
     float *const at[3] = {q->value, q->m, q->v};
     static const char *const suffix[3] = {"value", "m", "v"};
-    for (int k = 0; k < 3; k++) list[n++] = (state_tensor){px_arena_printf(arena, "%s.%s", q->name, suffix[k]), at[k], q->count};
+    for (int k = 0; k < 3; k++)
+      list[n++] = (state_tensor){px_arena_printf(arena, "%s.%s", q->name, suffix[k]), at[k], q->count};
   }
   if (p->has_offset) list[n++] = (state_tensor){"reparam.offset", p->offset, p->slices * p->slice};
   *out = list;
@@ -70,7 +77,8 @@ static px_status save_state(px_run *run, px_error *err) {
       break;
     }
     px_backend_read(run->be, host, tensors[i].at, bytes);
-    views[i] = (px_tensor_view){.name = tensors[i].name, .dtype = PX_F32, .dims = 1, .shape = {tensors[i].count}, .data = host, .bytes = bytes};
+    views[i] = (px_tensor_view){
+        .name = tensors[i].name, .dtype = PX_F32, .dims = 1, .shape = {tensors[i].count}, .data = host, .bytes = bytes};
   }
   if (status == PX_OK) status = px_backend_status(run->be, err);
   int64_t epoch = run->state.cursor.epoch, row = (int64_t)run->state.cursor.row, early = run->state.early_stopped;
@@ -78,10 +86,13 @@ static px_status save_state(px_run *run, px_error *err) {
   px_meta meta[FIELD_COUNT];
   state_fields(&run->state, &epoch, &row, &early, fields);
   for (int i = 0; i < FIELD_COUNT; i++) /* numbers in hexadecimal: exact */
-    meta[i] = (px_meta){fields[i].key, fields[i].kind == FIELD_INT ? px_arena_printf(&arena, "%lld", (long long)*(int64_t *)fields[i].at)
-                                                                  : px_arena_printf(&arena, "%a", *(double *)fields[i].at)};
+    meta[i] = (px_meta){fields[i].key, fields[i].kind == FIELD_INT
+                                           ? px_arena_printf(&arena, "%lld", (long long)*(int64_t *)fields[i].at)
+                                           : px_arena_printf(&arena, "%a", *(double *)fields[i].at)};
   char *path = px_arena_printf(&arena, "%s/checkpoint/pfx_state.safetensors", run->options.out);
-  if (status == PX_OK) status = path ? px_safetensors_write(path, views, count, meta, FIELD_COUNT, err) : px_fail(err, PX_NO_MEMORY, "no memory");
+  if (status == PX_OK)
+    status = path ? px_safetensors_write(path, views, count, meta, FIELD_COUNT, err)
+                  : px_fail(err, PX_NO_MEMORY, "no memory");
   px_arena_free(&arena);
   return status;
 }
@@ -90,19 +101,25 @@ px_status px_run_save_adapter(px_run *run, const char *dir, px_error *err) {
   const px_config *c = px_model_config(run->model);
   px_arena arena = {0};
   px_meta *meta = NULL;
-  size_t meta_count = 0, floats = (size_t)run->tune->tokens * 2 * (size_t)c->layers * (size_t)c->kv_heads * (size_t)c->head_dim;
+  size_t meta_count = 0,
+         floats = (size_t)run->tune->tokens * 2 * (size_t)c->layers * (size_t)c->kv_heads * (size_t)c->head_dim;
   float *values = px_arena_alloc(&arena, floats, sizeof *values);
   px_status status = values ? px_tune_export(run->tune, values, err) : px_fail(err, PX_NO_MEMORY, "no memory");
   for (size_t i = 0; status == PX_OK && i < floats; i++)
-    if (!isfinite(values[i])) status = px_fail(err, PX_NOT_FINITE, "the prefix holds a value that is not finite; %s is left as it was", dir);
+    if (!isfinite(values[i]))
+      status = px_fail(err, PX_NOT_FINITE, "the prefix holds a value that is not finite; %s is left as it was", dir);
   if (status == PX_OK && !run->options.no_fingerprint) {
-    char *training = px_arena_printf(&arena, "{\"data\": \"%s\", \"lr\": %.9g, \"seed\": %llu, \"step\": %lld, \"steps\": %lld, \"tune\": \"prefix:%d\"}",
-                                     run->train.digest, run->options.lr, (unsigned long long)run->options.seed, (long long)run->state.step,
-                                     (long long)run->options.steps, run->tune->tokens);
-    status = px_adapter_metadata(run->model, run->tok, px_template_name(run->options.rows.chat), training, &arena, &meta, &meta_count, err);
+    char *training = px_arena_printf(
+        &arena,
+        "{\"data\": \"%s\", \"lr\": %.9g, \"seed\": %llu, \"step\": %lld, \"steps\": %lld, \"tune\": \"prefix:%d\"}",
+        run->train.digest, run->options.lr, (unsigned long long)run->options.seed, (long long)run->state.step,
+        (long long)run->options.steps, run->tune->tokens);
+    status = px_adapter_metadata(run->model, run->tok, px_template_name(run->options.rows.chat), training, &arena,
+                                 &meta, &meta_count, err);
   }
   if (status == PX_OK)
-    status = px_adapter_write(dir, run->model, run->options.model_path, values, run->tune->tokens, meta, meta_count, err);
+    status =
+        px_adapter_write(dir, run->model, run->options.model_path, values, run->tune->tokens, meta, meta_count, err);
   px_arena_free(&arena);
   return status;
 }
@@ -124,7 +141,9 @@ static px_status read_fields(px_run *run, const char *path, const px_meta *meta,
   for (int i = 0; i < FIELD_COUNT; i++) {
     const char *text = px_meta_get(meta, count, fields[i].key);
     char *end = NULL;
-    if (!text || !*text) return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" is missing: this is no state of a pfx run", path, fields[i].key);
+    if (!text || !*text)
+      return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" is missing: this is no state of a pfx run", path,
+                     fields[i].key);
     if (fields[i].kind == FIELD_INT)
       *(int64_t *)fields[i].at = strtoll(text, &end, 10);
     else
@@ -136,6 +155,14 @@ static px_status read_fields(px_run *run, const char *path, const px_meta *meta,
   run->state.cursor = (px_cursor){(uint32_t)epoch, (uint64_t)row};
   run->state.early_stopped = early != 0;
   return PX_OK;
+}
+
+bool px_run_has_state(const char *dir) {
+  px_arena arena = {0};
+  char *path = px_arena_printf(&arena, "%s/checkpoint/pfx_state.safetensors", dir);
+  bool found = path && px_file_exists(path);
+  px_arena_free(&arena);
+  return found;
 }
 
 px_status px_run_load(px_run *run, bool *found, px_error *err) {
@@ -154,7 +181,8 @@ px_status px_run_load(px_run *run, bool *found, px_error *err) {
   for (size_t i = 0; status == PX_OK && i < count; i++) {
     const px_tensor_view *view = px_tensor_find(&list, tensors[i].name);
     if (!view || view->dtype != PX_F32 || px_tensor_elements(view) != tensors[i].count)
-      status = px_fail(err, PX_BAD_FILE, "%s: tensor %s is missing or has another size than this run's", path, tensors[i].name);
+      status = px_fail(err, PX_BAD_FILE, "%s: tensor %s is missing or has another size than this run's", path,
+                       tensors[i].name);
     else
       px_backend_write(run->be, tensors[i].at, view->data, view->bytes);
   }

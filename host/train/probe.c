@@ -118,9 +118,9 @@ static px_status write_probe(probe *p, const px_rows *rows, px_tune *tune, const
   return px_safetensors_write(path, views, count, meta, 1, err);
 }
 
-/* An adapter becomes a tune part that starts there, so that both go one way. */
+/* An adapter becomes a tune part that starts there, so that both go one way. The caller has checked that it fits. */
 static px_status open_part(const px_model *model, px_backend *be, const px_adapter *adapter, px_tune **out, px_error *err) {
-  px_tune_spec spec = {.init = PX_INIT_ADAPTER, .init_value = (char *)(uintptr_t)adapter->path};
+  px_tune_spec spec = {.init = PX_INIT_ADAPTER, .init_value = (char *)(uintptr_t)adapter->path, .force = true};
   return px_tune_open(model, be, NULL, &spec, 0, out, err);
 }
 

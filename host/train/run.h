@@ -42,6 +42,7 @@ px_status px_run_write_json(const px_run *run, px_error *err);
 typedef struct px_run_record {
   px_train_options options;
   int dtype, threads;
+  int32_t prefix_tokens;
   const char *base, *data_digest, *valid_digest, *products, *version;
 } px_run_record;
 px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out, px_error *err);
@@ -49,6 +50,7 @@ px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out,
 /* checkpoint.c: DIR/checkpoint and DIR's adapter. */
 px_status px_run_save(px_run *run, px_error *err);
 px_status px_run_save_adapter(px_run *run, const char *dir, px_error *err);
+bool px_run_has_state(const char *dir);
 /* *found false: there is no checkpoint yet (killed before the first). */
 px_status px_run_load(px_run *run, bool *found, px_error *err);
 

@@ -135,6 +135,7 @@ px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out,
     return px_fail(err, PX_BAD_FILE, "%s: fields \"settings\", \"environment\" and \"digests\" are needed", path);
   }
   read_settings(&r, &out->options);
+  out->prefix_tokens = (int32_t)get_int(&r, "prefix_tokens");
   r.object = environment;
   out->version = get_text(&r, "version");
   out->products = get_text(&r, "products");

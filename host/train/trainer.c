@@ -17,7 +17,8 @@ double px_run_lr(const px_run *run, int64_t step) {
   if (step < o->warmup) return o->lr * (double)(step + 1) / (double)o->warmup;
   double share = (double)(step - o->warmup) / (double)(o->steps - o->warmup > 0 ? o->steps - o->warmup : 1);
   if (o->schedule == PX_SCHEDULE_CONSTANT) return o->lr;
-  return o->schedule == PX_SCHEDULE_COSINE ? o->lr * 0.5 * (1 + cos(3.14159265358979323846 * share)) : o->lr * (1 - share);
+  return o->schedule == PX_SCHEDULE_COSINE ? o->lr * 0.5 * (1 + cos(3.14159265358979323846 * share))
+                                           : o->lr * (1 - share);
 }
 
 /* An absolute path in the arena, so that a run can be resumed from anywhere. */
@@ -40,17 +41,26 @@ static void fill_defaults(px_train_options *o) {
 
 static px_status check_options(const px_train_options *o, px_error *err) {
   if (!o->model_path || !o->data || !o->out) return px_fail(err, PX_INVALID, "--model, --data and --out are needed");
-  if (o->batch_rows > 0 && o->batch_tokens > 0) return px_fail(err, PX_INVALID, "--batch-rows and --batch-tokens exclude each other");
-  if (!(o->lr >= 0) || !(o->prefix_dropout >= 0 && o->prefix_dropout < 1) || !(o->weight_decay >= 0) || o->steps < 0 || !(o->epochs >= 0))
-    return px_fail(err, PX_INVALID, "--lr, --weight-decay, --steps and --epochs must not be negative, --prefix-dropout must be in [0, 1)");
+  if (o->batch_rows > 0 && o->batch_tokens > 0)
+    return px_fail(err, PX_INVALID, "--batch-rows and --batch-tokens exclude each other");
+  if (!(o->lr >= 0) || !(o->prefix_dropout >= 0 && o->prefix_dropout < 1) || !(o->weight_decay >= 0) || o->steps < 0 ||
+      !(o->epochs >= 0))
+    return px_fail(
+        err, PX_INVALID,
+        "--lr, --weight-decay, --steps and --epochs must not be negative, --prefix-dropout must be in [0, 1)");
   return PX_OK;
 }
 
 /* What is there in the output folder: refuse to overwrite, or clear an old run with force. */
 static px_status prepare_folder(const px_train_options *o, px_error *err) {
   char path[PATH_MAX];
-  static const char *const old[] = {"metrics.jsonl", "run.json", "checkpoint/pfx_state.safetensors", "checkpoint/adapter_model.safetensors",
-                                    "checkpoint/adapter_config.json", "adapter_model.safetensors", "adapter_config.json"};
+  static const char *const old[] = {"metrics.jsonl",
+                                    "run.json",
+                                    "checkpoint/pfx_state.safetensors",
+                                    "checkpoint/adapter_model.safetensors",
+                                    "checkpoint/adapter_config.json",
+                                    "adapter_model.safetensors",
+                                    "adapter_config.json"};
   PX_TRY(px_dir_make(o->out, err));
   DIR *dir = opendir(o->out);
   bool empty = true;
@@ -60,8 +70,11 @@ static px_status prepare_folder(const px_train_options *o, px_error *err) {
   if (empty) return PX_OK;
   snprintf(path, sizeof path, "%s/run.json", o->out);
   if (!o->force)
-    return px_file_exists(path) ? px_fail(err, PX_INVALID, "%s holds a run: --resume %s goes on with it, --force replaces it", o->out, o->out)
-                                : px_fail(err, PX_INVALID, "%s exists and is not empty: name another folder, or --force to write into it", o->out);
+    return px_file_exists(path)
+               ? px_fail(err, PX_INVALID, "%s holds a run: --resume %s goes on with it, --force replaces it", o->out,
+                         o->out)
+               : px_fail(err, PX_INVALID,
+                         "%s exists and is not empty: name another folder, or --force to write into it", o->out);
   for (size_t i = 0; i < sizeof old / sizeof *old; i++) {
     snprintf(path, sizeof path, "%s/%s", o->out, old[i]);
     unlink(path);
@@ -73,11 +86,13 @@ static px_status read_rows(px_run *run, px_error *err) {
   px_train_options *o = &run->options;
   const px_config *c = px_model_config(run->model);
   int room = c->context - run->tune->tokens;
-  if (room < 1) return px_fail(err, PX_INVALID, "%d virtual tokens leave no room in the model's context of %d", run->tune->tokens, c->context);
+  if (room < 1)
+    return px_fail(err, PX_INVALID, "%d virtual tokens leave no room in the model's context of %d", run->tune->tokens,
+                   c->context);
   if (o->rows.max_row_tokens <= 0) o->rows.max_row_tokens = room;
   if (o->rows.max_row_tokens > room)
-    return px_fail(err, PX_INVALID, "--max-row-tokens %d and %d virtual tokens exceed the model's context of %d", o->rows.max_row_tokens,
-                   run->tune->tokens, c->context);
+    return px_fail(err, PX_INVALID, "--max-row-tokens %d and %d virtual tokens exceed the model's context of %d",
+                   o->rows.max_row_tokens, run->tune->tokens, c->context);
   o->rows.vocab_size = c->vocab;
   PX_TRY(px_rows_read(o->data, run->tok, &o->rows, &run->calls->log, &run->train, err));
   return o->valid ? px_rows_read(o->valid, run->tok, &o->rows, &run->calls->log, &run->valid, err) : PX_OK;
@@ -89,27 +104,38 @@ static px_status settle_schedule(px_run *run, px_error *err) {
   if (o->steps == 0) {
     double epochs = o->epochs > 0 ? o->epochs : 1, whole_epochs = floor(epochs), batches = 0;
     for (uint32_t e = 0; e < (uint32_t)whole_epochs; e++) batches += (double)px_batches_per_epoch(&run->batches, e);
-    if (epochs > whole_epochs) batches += ceil((epochs - whole_epochs) * (double)px_batches_per_epoch(&run->batches, (uint32_t)whole_epochs));
+    if (epochs > whole_epochs)
+      batches += ceil((epochs - whole_epochs) * (double)px_batches_per_epoch(&run->batches, (uint32_t)whole_epochs));
     o->steps = (int64_t)ceil(batches / o->accumulate);
     if (o->steps < 1) o->steps = 1;
   }
   if (o->warmup < 0) o->warmup = o->steps / 20;
-  if (o->warmup >= o->steps) return px_fail(err, PX_INVALID, "--warmup %lld leaves nothing of a run of %lld steps", (long long)o->warmup, (long long)o->steps);
+  if (o->warmup >= o->steps)
+    return px_fail(err, PX_INVALID, "--warmup %lld leaves nothing of a run of %lld steps", (long long)o->warmup,
+                   (long long)o->steps);
   if (o->eval_every == 0) o->eval_every = (o->steps + 4) / 5;
   if (o->save_every == 0) o->save_every = (o->steps + 4) / 5;
   return PX_OK;
 }
 
-/* Everything between the options and the first step, for new and resumed runs alike. */
-static px_status set_up(px_run *run, px_error *err) {
+/* Everything between the options and the first step. restored_tokens: the prefix's length where a checkpoint will be
+ * read (what it started from may be gone by then); 0 for a run that starts. */
+static px_status set_up(px_run *run, int32_t restored_tokens, px_error *err) {
   px_train_options *o = &run->options;
-  PX_TRY(px_backend_open_cpu(&(px_backend_options){.threads = run->model->be->threads, .log = run->calls->log}, &run->be, err));
+  PX_TRY(px_backend_open_cpu(&(px_backend_options){.threads = run->model->be->threads, .log = run->calls->log},
+                             &run->be, err));
   PX_TRY(px_tune_parse(o->tune, o->init, o->reparam, &run->spec, err));
+  run->spec.force = o->force;
+  run->spec.restored = restored_tokens > 0;
+  if (restored_tokens > 0) run->spec.prefix_tokens = restored_tokens;
+  o->init = px_tune_init_text(&run->spec, &run->arena);
+  if (!o->init) return px_fail(err, PX_NO_MEMORY, "no memory");
   if (o->prefix_dropout > 0) run->spec.dropout = (float)o->prefix_dropout;
   if (o->lr == 0) o->lr = run->spec.lr > 0 ? run->spec.lr : px_tune_usual_lr(&run->spec);
   PX_TRY(px_tune_open(run->model, run->be, run->tok, &run->spec, o->seed, &run->tune, err));
   PX_TRY(read_rows(run, err));
-  px_batch_options batching = {.batch_rows = o->batch_rows, .batch_tokens = o->batch_tokens, .shuffle = true, .seed = o->seed};
+  px_batch_options batching = {
+      .batch_rows = o->batch_rows, .batch_tokens = o->batch_tokens, .shuffle = true, .seed = o->seed};
   PX_TRY(px_batches_open(&run->train, &batching, &run->batches, err));
   PX_TRY(settle_schedule(run, err));
   run->group = px_backend_alloc(run->be, sizeof *run->group);
@@ -122,7 +148,8 @@ static px_status set_up(px_run *run, px_error *err) {
 static void log_plan(const px_run *run) {
   const px_plan *plan = &run->buffers.plan;
   const px_log *log = &run->calls->log;
-  px_log_message(log, PX_LOG_VERBOSE, "buffer plan for up to %lld tokens, %lld rows, %lld labelled:", (long long)plan->request.tokens,
+  px_log_message(log, PX_LOG_VERBOSE,
+                 "buffer plan for up to %lld tokens, %lld rows, %lld labelled:", (long long)plan->request.tokens,
                  (long long)plan->request.seqs, (long long)plan->request.labels);
   for (int i = 0; i < plan->line_count; i++)
     px_log_message(log, PX_LOG_VERBOSE, "  %9.1f MB  %s", (double)plan->lines[i].bytes / 1e6, plan->lines[i].name);
@@ -132,14 +159,21 @@ static void log_plan(const px_run *run) {
 
 static px_status open_buffers(px_run *run, px_error *err) {
   const px_train_options *o = &run->options;
-  px_batch_extent x = px_batches_walk(&run->batches, run->state.cursor, (uint64_t)(o->steps - run->state.step) * (uint64_t)o->accumulate);
-  px_plan_request request = {.dtype = run->model->dtype, .tokens = x.most_tokens, .seqs = x.most_rows, .labels = x.most_labels,
-                             .positions = run->tune->tokens + (int64_t)run->train.longest, .segment_rows = run->tune->tokens,
-                             .logit_rows = x.most_labels < TRAIN_LOGIT_ROWS ? x.most_labels : TRAIN_LOGIT_ROWS, .backward = true};
+  px_batch_extent x = px_batches_walk(&run->batches, run->state.cursor,
+                                      (uint64_t)(o->steps - run->state.step) * (uint64_t)o->accumulate);
+  px_plan_request request = {.dtype = run->model->dtype,
+                             .tokens = x.most_tokens,
+                             .seqs = x.most_rows,
+                             .labels = x.most_labels,
+                             .positions = run->tune->tokens + (int64_t)run->train.longest,
+                             .segment_rows = run->tune->tokens,
+                             .logit_rows = x.most_labels < TRAIN_LOGIT_ROWS ? x.most_labels : TRAIN_LOGIT_ROWS,
+                             .backward = true};
   if (request.tokens == 0) return PX_OK; /* nothing left to do */
   PX_TRY(px_buffers_open(px_model_config(run->model), run->be, &request, &run->buffers, err));
   log_plan(run);
-  return o->valid ? px_evaluator_open(run->model, run->be, &run->valid, run->tune->tokens, &run->evaluator, err) : PX_OK;
+  return o->valid ? px_evaluator_open(run->model, run->be, &run->valid, run->tune->tokens, &run->evaluator, err)
+                  : PX_OK;
 }
 
 static void report(const px_run *run, px_progress *p) {
@@ -183,8 +217,14 @@ static px_status do_step(px_run *run, px_progress *p, px_error *err) {
   double start = px_clock();
   px_cursor cursor = s->cursor;
   px_batch_extent extent = px_batches_walk(&run->batches, cursor, (uint64_t)o->accumulate);
-  px_group group = {.tokens = extent.labels, .step = s->step, .lr = (float)px_run_lr(run, s->step), .clip = (float)(o->clip > 0 ? o->clip : 0)};
-  px_stack stack = {.be = run->be, .config = px_model_config(run->model), .weights = &run->model->weights, .hooks = &run->tune->hooks,
+  px_group group = {.tokens = extent.labels,
+                    .step = s->step,
+                    .lr = (float)px_run_lr(run, s->step),
+                    .clip = (float)(o->clip > 0 ? o->clip : 0)};
+  px_stack stack = {.be = run->be,
+                    .config = px_model_config(run->model),
+                    .weights = &run->model->weights,
+                    .hooks = &run->tune->hooks,
                     .buffers = &run->buffers};
   px_backend_write(run->be, run->group, &group, sizeof group);
   px_tune_zero_grads(run->tune);
@@ -199,22 +239,36 @@ static px_status do_step(px_run *run, px_progress *p, px_error *err) {
     px_stack_bwd(&stack);
   }
   px_tune_end_step(run->tune, o->seed, (uint32_t)s->step);
-  px_op_sum_sq(run->be, &(px_sum_sq_args){.tensors = run->tune->list, .tensor_count = run->tune->param_count, .groups = run->group, .group_count = 1});
-  px_op_adamw(run->be, &(px_adamw_args){.tensors = run->tune->list, .tensor_count = run->tune->param_count, .groups = run->group,
-                                        .group_count = 1, .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .eps = (float)o->eps});
+  px_op_sum_sq(
+      run->be,
+      &(px_sum_sq_args){
+          .tensors = run->tune->list, .tensor_count = run->tune->param_count, .groups = run->group, .group_count = 1});
+  px_op_adamw(run->be, &(px_adamw_args){.tensors = run->tune->list,
+                                        .tensor_count = run->tune->param_count,
+                                        .groups = run->group,
+                                        .group_count = 1,
+                                        .beta1 = (float)o->beta1,
+                                        .beta2 = (float)o->beta2,
+                                        .eps = (float)o->eps});
   px_backend_read(run->be, &group, run->group, sizeof group);
   PX_TRY(px_backend_status(run->be, err));
   if (group.skipped && extent.labels)
-    return px_fail(err, PX_NOT_FINITE, "step %lld: the %s is not finite; no tensor was changed. Try a smaller --lr, more --warmup, or --dtype f32",
-                   (long long)s->step + 1, isfinite(group.loss_sum) ? "gradient norm" : "loss");
+    return px_fail(
+        err, PX_NOT_FINITE,
+        "step %lld: the %s is not finite; no tensor was changed. Try a smaller --lr, more --warmup, or --dtype f32",
+        (long long)s->step + 1, isfinite(group.loss_sum) ? "gradient norm" : "loss");
   double seconds = px_clock() - start;
   s->step++;
   s->cursor = cursor;
   s->tokens_seen += extent.tokens;
   s->last_loss = extent.labels ? group.loss_sum / (double)extent.labels : NAN;
   run->tokens_here += extent.tokens;
-  *p = (px_progress){.loss = s->last_loss, .lr = (double)group.lr, .grad_norm = (double)group.grad_norm, .tokens = extent.tokens,
-                     .tokens_per_s = (double)extent.tokens / seconds, .valid_loss = NAN};
+  *p = (px_progress){.loss = s->last_loss,
+                     .lr = (double)group.lr,
+                     .grad_norm = (double)group.grad_norm,
+                     .tokens = extent.tokens,
+                     .tokens_per_s = (double)extent.tokens / seconds,
+                     .valid_loss = NAN};
   return PX_OK;
 }
 
@@ -222,11 +276,19 @@ static px_status end_of_step(px_run *run, px_progress *p, px_error *err) {
   const px_train_options *o = &run->options;
   px_run_state *s = &run->state;
   bool last = s->step == o->steps;
-  if (run->evaluator && o->eval_every > 0 && (last || s->step % o->eval_every == 0)) PX_TRY(validate_and_keep(run, &p->valid_loss, err));
+  if (run->evaluator && o->eval_every > 0 && (last || s->step % o->eval_every == 0))
+    PX_TRY(validate_and_keep(run, &p->valid_loss, err));
   double elapsed = px_clock() - run->started;
   p->eta_seconds = run->tokens_here > 0 ? elapsed * (double)(o->steps - s->step) / (double)(s->step - p->step) : 0;
-  px_metrics_line line = {.step = s->step, .tokens = p->tokens, .loss = p->loss, .lr = p->lr, .grad_norm = p->grad_norm,
-                          .tokens_per_s = p->tokens_per_s, .seconds = elapsed, .valid_loss = p->valid_loss, .peak_bytes = px_peak_bytes()};
+  px_metrics_line line = {.step = s->step,
+                          .tokens = p->tokens,
+                          .loss = p->loss,
+                          .lr = p->lr,
+                          .grad_norm = p->grad_norm,
+                          .tokens_per_s = p->tokens_per_s,
+                          .seconds = elapsed,
+                          .valid_loss = p->valid_loss,
+                          .peak_bytes = px_peak_bytes()};
   PX_TRY(px_metrics_write(run, &line, err));
   report(run, p);
   if (last || s->early_stopped || (o->save_every > 0 && s->step % o->save_every == 0)) return px_run_save(run, err);
@@ -255,10 +317,13 @@ static px_status run_steps(px_run *run, px_error *err) {
     p.step = first; /* where this process began: for the ETA */
     PX_TRY(end_of_step(run, &p, err));
     bool cancelled = run->calls->cancelled && run->calls->cancelled(run->calls->user);
-    bool stop = (o->stop_after > 0 && s->step >= o->stop_after) || (o->max_seconds > 0 && px_clock() - run->started >= o->max_seconds);
+    bool stop = (o->stop_after > 0 && s->step >= o->stop_after) ||
+                (o->max_seconds > 0 && px_clock() - run->started >= o->max_seconds);
     if ((cancelled || stop) && s->step < o->steps) {
       PX_TRY(px_run_save(run, err));
-      if (cancelled) return px_fail(err, PX_CANCELLED, "stopped after step %lld of %lld; the state is saved", (long long)s->step, (long long)o->steps);
+      if (cancelled)
+        return px_fail(err, PX_CANCELLED, "stopped after step %lld of %lld; the state is saved", (long long)s->step,
+                       (long long)o->steps);
       break;
     }
   }
@@ -284,17 +349,24 @@ static void close_run(px_run *run) {
 static void fill_result(const px_run *run, px_train_result *r) {
   const px_run_state *s = &run->state;
   double seconds = run->started > 0 ? px_clock() - run->started : 0;
-  *r = (px_train_result){.step = s->step, .steps = run->options.steps, .first_valid_loss = s->first_valid_loss,
-                         .best_valid_loss = s->best_valid_loss, .last_valid_loss = s->last_valid_loss, .last_loss = s->last_loss,
-                         .best_step = s->best_step, .seconds = seconds, .tokens_per_s = seconds > 0 ? (double)run->tokens_here / seconds : 0,
-                         .peak_bytes = px_peak_bytes(), .finished = s->step >= run->options.steps || s->early_stopped,
+  *r = (px_train_result){.step = s->step,
+                         .steps = run->options.steps,
+                         .first_valid_loss = s->first_valid_loss,
+                         .best_valid_loss = s->best_valid_loss,
+                         .last_valid_loss = s->last_valid_loss,
+                         .last_loss = s->last_loss,
+                         .best_step = s->best_step,
+                         .seconds = seconds,
+                         .tokens_per_s = seconds > 0 ? (double)run->tokens_here / seconds : 0,
+                         .peak_bytes = px_peak_bytes(),
+                         .finished = s->step >= run->options.steps || s->early_stopped,
                          .early_stopped = s->early_stopped};
 }
 
 static const px_train_callbacks silent = {0};
 
-px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_train_options *options, const px_train_callbacks *calls,
-                       px_train_result *result, px_error *err) {
+px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_train_options *options,
+                       const px_train_callbacks *calls, px_train_result *result, px_error *err) {
   px_run run = {.model = model, .tok = tok, .options = *options, .calls = calls ? calls : &silent, .metrics_fd = -1};
   *result = (px_train_result){0};
   px_train_options *o = &run.options;
@@ -304,7 +376,7 @@ px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_
   o->model_path = absolute(&run, o->model_path);
   o->data = absolute(&run, o->data);
   o->valid = absolute(&run, o->valid);
-  if (status == PX_OK) status = set_up(&run, err);
+  if (status == PX_OK) status = set_up(&run, 0, err);
   if (status == PX_OK && model->weights.mapped_bytes) status = px_source_verify((px_source *)&model->source, err);
   if (status == PX_OK) status = px_run_write_json(&run, err);
   if (status == PX_OK) status = open_buffers(&run, err);
@@ -315,7 +387,8 @@ px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_
   return status;
 }
 
-px_status px_train_read_run(const char *dir, px_arena *arena, px_train_options *options, int *dtype, int *threads, px_error *err) {
+px_status px_train_read_run(const char *dir, px_arena *arena, px_train_options *options, int *dtype, int *threads,
+                            px_error *err) {
   px_run_record record;
   PX_TRY(px_run_read_json(dir, arena, &record, err));
   *options = record.options;
@@ -330,14 +403,19 @@ static px_status check_record(px_run *run, const px_run_record *r, px_error *err
   if (strcmp(r->base, run->model->fingerprint.base) != 0)
     return px_fail(err, PX_MISMATCH, "%s holds other weights than the ones that %s began with", o->model_path, o->out);
   if (strcmp(r->data_digest, run->train.digest) != 0)
-    return px_fail(err, PX_MISMATCH, "%s has changed since %s began (its digest differs): an exact resume needs the same data", o->data, o->out);
+    return px_fail(err, PX_MISMATCH,
+                   "%s has changed since %s began (its digest differs): an exact resume needs the same data", o->data,
+                   o->out);
   if (o->valid && (!r->valid_digest || strcmp(r->valid_digest, run->valid.digest) != 0))
-    return px_fail(err, PX_MISMATCH, "%s has changed since %s began (its digest differs): an exact resume needs the same data", o->valid, o->out);
-  if (strcmp(r->version, PX_VERSION) != 0 || strcmp(r->products, run->be->products) != 0 || r->threads != run->be->threads ||
-      r->dtype != (int)run->model->dtype)
-    px_log_message(&run->calls->log, PX_LOG_WARN, "not bit-exact: the run began with pfx %s, %s, %d threads, %s; this is pfx %s, %s, %d threads, %s",
-                   r->version, r->products, r->threads, px_dtype_name((px_dtype)r->dtype), PX_VERSION, run->be->products, run->be->threads,
-                   px_dtype_name(run->model->dtype));
+    return px_fail(err, PX_MISMATCH,
+                   "%s has changed since %s began (its digest differs): an exact resume needs the same data", o->valid,
+                   o->out);
+  if (strcmp(r->version, PX_VERSION) != 0 || strcmp(r->products, run->be->products) != 0 ||
+      r->threads != run->be->threads || r->dtype != (int)run->model->dtype)
+    px_log_message(&run->calls->log, PX_LOG_WARN,
+                   "not bit-exact: the run began with pfx %s, %s, %d threads, %s; this is pfx %s, %s, %d threads, %s",
+                   r->version, r->products, r->threads, px_dtype_name((px_dtype)r->dtype), PX_VERSION,
+                   run->be->products, run->be->threads, px_dtype_name(run->model->dtype));
   return PX_OK;
 }
 
@@ -348,8 +426,10 @@ static void apply_changes(px_run *run, const px_resume_changes *c) {
     int64_t old = o->steps;
     o->steps = c->steps;
     o->epochs = c->epochs;
-    px_log_message(&run->calls->log, PX_LOG_WARN, "the run's length is given again (it was %lld steps): the learning rate follows a new schedule from here",
-                   (long long)old);
+    px_log_message(
+        &run->calls->log, PX_LOG_WARN,
+        "the run's length is given again (it was %lld steps): the learning rate follows a new schedule from here",
+        (long long)old);
   }
   if (c->eval_every) o->eval_every = c->eval_every;
   if (c->save_every) o->save_every = c->save_every;
@@ -358,8 +438,9 @@ static void apply_changes(px_run *run, const px_resume_changes *c) {
   o->max_seconds = c->max_seconds;
 }
 
-px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const char *dir, const px_resume_changes *changes,
-                          const px_train_callbacks *calls, px_train_result *result, px_error *err) {
+px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const char *dir,
+                          const px_resume_changes *changes, const px_train_callbacks *calls, px_train_result *result,
+                          px_error *err) {
   px_run run = {.model = model, .tok = tok, .calls = calls ? calls : &silent, .metrics_fd = -1};
   *result = (px_train_result){0};
   px_run_record record;
@@ -369,7 +450,7 @@ px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const 
     run.options = record.options;
     run.options.out = dir; /* the folder may have moved */
     if (changes) apply_changes(&run, changes);
-    status = set_up(&run, err);
+    status = set_up(&run, px_run_has_state(dir) ? record.prefix_tokens : 0, err);
   }
   if (status == PX_OK) status = check_record(&run, &record, err);
   if (status == PX_OK) status = px_run_load(&run, &found, err);
@@ -380,7 +461,8 @@ px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const 
   if (status == PX_OK) status = open_buffers(&run, err);
   if (status == PX_OK) status = px_metrics_open(&run, err);
   if (status == PX_OK) {
-    px_log_message(&run.calls->log, PX_LOG_INFO, found ? "going on from step %lld of %lld" : "no checkpoint yet: beginning at step %lld of %lld",
+    px_log_message(&run.calls->log, PX_LOG_INFO,
+                   found ? "going on from step %lld of %lld" : "no checkpoint yet: beginning at step %lld of %lld",
                    (long long)run.state.step, (long long)run.options.steps);
     status = run_steps(&run, err);
     /* A run killed between its last state and its adapters gets them now. */

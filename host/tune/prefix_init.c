@@ -3,20 +3,29 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "core/file.h"
 #include "core/random.h"
 #include "tune/adapter.h"
 #include "tune/prefix.h"
 
 /* Standard deviation of random keys and values; see docs/performance.md, "Where a prefix starts". */
 static const float RANDOM_SCALE = 0.02f;
+enum { INIT_FILE_BYTES = 16 << 20 };
 
 /* One forward pass over a text, every layer's keys and values read back. */
-px_status px_prefix_of_text(const px_model *model, px_backend *be, const int32_t *ids, int32_t count, float *out, px_error *err) {
+px_status px_prefix_of_text(const px_model *model, px_backend *be, const int32_t *ids, int32_t count, float *out,
+                            px_error *err) {
   const px_config *c = px_model_config(model);
   int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim, row = q + 2 * kv;
   if (count > c->context)
     return px_fail(err, PX_INVALID, "the initial text has %d tokens, the model's context is %d", count, c->context);
-  px_plan_request request = {.dtype = model->dtype, .tokens = count, .seqs = 1, .labels = 1, .positions = count, .logit_rows = 1, .keep_kv = true};
+  px_plan_request request = {.dtype = model->dtype,
+                             .tokens = count,
+                             .seqs = 1,
+                             .labels = 1,
+                             .positions = count,
+                             .logit_rows = 1,
+                             .keep_kv = true};
   px_buffers buffers;
   PX_TRY(px_buffers_open(c, be, &request, &buffers, err));
   size_t element = px_dtype_bytes(model->dtype, 1);
@@ -26,7 +35,8 @@ px_status px_prefix_of_text(const px_model *model, px_backend *be, const int32_t
   if (status == PX_OK) {
     for (int32_t i = 0; i < count; i++) positions[i] = i;
     px_stack s = {.be = be, .config = c, .weights = &model->weights, .buffers = &buffers};
-    status = px_stack_begin(&s, &(px_batch){.tokens = count, .seqs = 1, .ids = ids, .positions = positions, .offsets = offsets}, err);
+    status = px_stack_begin(
+        &s, &(px_batch){.tokens = count, .seqs = 1, .ids = ids, .positions = positions, .offsets = offsets}, err);
     if (status == PX_OK) px_stack_fwd(&s);
   }
   for (int l = 0; status == PX_OK && l < c->layers; l++) {
@@ -45,39 +55,46 @@ px_status px_prefix_of_text(const px_model *model, px_backend *be, const int32_t
   return status;
 }
 
-static px_status from_text(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec, int32_t *tokens,
-                           float **values, px_error *err) {
+static px_status from_text(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec,
+                           int32_t *tokens, float **values, px_error *err) {
   if (!tok) return px_fail(err, PX_INVALID, "--init text needs the model's tokenizer, and the model has none");
   const px_tokenizer_info *info = px_tokenizer_info_get(tok);
   px_ids ids = {0};
-  px_status status = PX_OK;
-  if (info->add_bos && info->bos >= 0) status = px_ids_push(&ids, info->bos, err);
-  if (status == PX_OK) status = px_tokenizer_encode(tok, spec->init_value, strlen(spec->init_value), 0, &ids, err);
+  px_buf text = {0};
+  px_status status = spec->init_file ? px_file_read(spec->init_value, INIT_FILE_BYTES, &text, err) : PX_OK;
+  if (status == PX_OK && !spec->init_file) px_buf_puts(&text, spec->init_value);
+  if (status == PX_OK && text.failed) status = px_fail(err, PX_NO_MEMORY, "no memory");
+  if (status == PX_OK && info->add_bos && info->bos >= 0) status = px_ids_push(&ids, info->bos, err);
+  if (status == PX_OK && text.len) status = px_tokenizer_encode(tok, text.data, text.len, 0, &ids, err);
+  px_buf_free(&text);
   if (status == PX_OK && ids.len == 0) status = px_fail(err, PX_INVALID, "the initial text is empty");
   if (status == PX_OK && spec->prefix_tokens && (size_t)spec->prefix_tokens != ids.len)
-    status = px_fail(err, PX_INVALID, "prefix:%d does not fit its initial text, which has %zu tokens: write prefix:%zu, or leave the number out",
-                     spec->prefix_tokens, ids.len, ids.len);
+    status = px_fail(
+        err, PX_INVALID,
+        "prefix:%d does not fit its initial text, which has %zu tokens: write prefix:%zu, or leave the number out",
+        spec->prefix_tokens, ids.len, ids.len);
   const px_config *c = px_model_config(model);
   if (status == PX_OK) {
     *tokens = (int32_t)ids.len;
     *values = px_calloc(ids.len * 2 * (size_t)c->layers * (size_t)c->kv_heads * (size_t)c->head_dim, sizeof(float));
-    status = *values ? px_prefix_of_text(model, be, ids.data, *tokens, *values, err) : px_fail(err, PX_NO_MEMORY, "no memory");
+    status = *values ? px_prefix_of_text(model, be, ids.data, *tokens, *values, err)
+                     : px_fail(err, PX_NO_MEMORY, "no memory");
   }
   px_ids_free(&ids);
   return status;
 }
 
-static px_status from_adapter(const px_model *model, const px_tokenizer *tok, const px_tune_spec *spec, int32_t *tokens, float **values,
-                              px_error *err) {
+static px_status from_adapter(const px_model *model, const px_tokenizer *tok, const px_tune_spec *spec, int32_t *tokens,
+                              float **values, px_error *err) {
   const px_config *c = px_model_config(model);
   int64_t width = (int64_t)c->kv_heads * c->head_dim, slices = 2 * (int64_t)c->layers;
   px_adapter *adapter = NULL;
   px_fit fit;
   PX_TRY(px_adapter_open(spec->init_value, &adapter, err));
-  px_status status = px_adapter_fits(adapter, model, tok, false, &fit, NULL, err);
+  px_status status = px_adapter_fits(adapter, model, tok, spec->force, &fit, NULL, err);
   if (status == PX_OK && spec->prefix_tokens && spec->prefix_tokens != adapter->tokens)
-    status = px_fail(err, PX_INVALID, "prefix:%d does not fit its initial adapter %s, which has %d virtual tokens", spec->prefix_tokens,
-                     spec->init_value, adapter->tokens);
+    status = px_fail(err, PX_INVALID, "prefix:%d does not fit its initial adapter %s, which has %d virtual tokens",
+                     spec->prefix_tokens, spec->init_value, adapter->tokens);
   if (status == PX_OK) {
     *tokens = adapter->tokens;
     *values = px_calloc((size_t)(adapter->tokens * slices * width), sizeof(float));
@@ -85,16 +102,18 @@ static px_status from_adapter(const px_model *model, const px_tokenizer *tok, co
   }
   for (int64_t t = 0; status == PX_OK && t < *tokens; t++)
     for (int64_t s = 0; s < slices; s++)
-      memcpy(*values + (s * *tokens + t) * width, adapter->values + px_peft_index(t, s, 0, slices, width), (size_t)width * sizeof(float));
+      memcpy(*values + (s * *tokens + t) * width, adapter->values + px_peft_index(t, s, 0, slices, width),
+             (size_t)width * sizeof(float));
   px_adapter_close(adapter);
   return status;
 }
 
-px_status px_prefix_initial(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec, int32_t *tokens,
-                            float **values, px_error *err) {
+px_status px_prefix_initial(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec,
+                            int32_t *tokens, float **values, px_error *err) {
   *tokens = spec->prefix_tokens;
   *values = NULL;
   px_status status = PX_OK;
+  if (spec->restored) return PX_OK;
   if (spec->init == PX_INIT_TEXT) status = from_text(model, be, tok, spec, tokens, values, err);
   if (spec->init == PX_INIT_ADAPTER) status = from_adapter(model, tok, spec, tokens, values, err);
   if (status == PX_OK && *tokens < 1) status = px_fail(err, PX_INVALID, "a prefix needs at least one virtual token");
@@ -106,8 +125,8 @@ static float symmetric(uint64_t seed, uint64_t index) {
   return 2 * px_uniform(px_philox(seed, PX_STREAM_INIT, 1, index).v[0]) - 1;
 }
 
-/* Li and Liang's network as PyTorch initialises it: embedding N(0, 1), linear layers uniform within 1 / sqrt(in). With an
- * offset the last layer starts at zero, so that the run starts exactly at the offset. */
+/* Li and Liang's network as PyTorch initialises it: embedding N(0, 1), linear layers uniform within 1 / sqrt(in). With
+ * an offset the last layer starts at zero, so that the run starts exactly at the offset. */
 static void fill_network(const px_tune *t, const px_prefix_part *p, uint64_t seed, float *host) {
   uint64_t index = 0;
   for (int i = 0; i < t->param_count; i++) {
@@ -116,7 +135,9 @@ static void fill_network(const px_tune *t, const px_prefix_part *p, uint64_t see
     bool last = i >= 3;
     double bound = 1.0 / sqrt((double)(last ? t->spec.reparam_hidden : p->width));
     for (int64_t j = 0; j < param->count; j++, index++)
-      to[j] = i == 0 ? px_normal(seed, PX_STREAM_INIT, 0, index) : last && p->has_offset ? 0 : (float)bound * symmetric(seed, index);
+      to[j] = i == 0                  ? px_normal(seed, PX_STREAM_INIT, 0, index)
+              : last && p->has_offset ? 0
+                                      : (float)bound * symmetric(seed, index);
   }
 }
 
@@ -124,7 +145,8 @@ px_status px_prefix_fill(px_tune *t, px_prefix_part *p, const float *initial, ui
   int64_t all = p->slices * p->slice, floats = p->param_floats > all ? p->param_floats : all;
   float *host = px_calloc((size_t)floats, sizeof *host);
   if (!host) return px_fail(err, PX_NO_MEMORY, "no memory");
-  if (t->spec.reparam_hidden) {
+  if (t->spec.restored) { /* zeros until the checkpoint is read */
+  } else if (t->spec.reparam_hidden) {
     fill_network(t, p, seed, host);
     px_backend_write(t->be, p->values, host, (size_t)p->param_floats * sizeof *host);
     if (p->has_offset) px_backend_write(t->be, p->offset, initial, (size_t)all * sizeof *host);
@@ -154,15 +176,18 @@ px_status px_prefix_to_peft(px_tune *t, const float *source, bool reversed, floa
   return px_backend_status(t->be, err);
 }
 
-px_status px_prefix_open(const px_config *config, px_backend *be, px_dtype dtype, const float *values, int32_t tokens, px_prefix *out,
-                         px_error *err) {
+px_status px_prefix_open(const px_config *config, px_backend *be, px_dtype dtype, const float *values, int32_t tokens,
+                         px_prefix *out, px_error *err) {
   *out = (px_prefix){.tokens = tokens};
-  int64_t width = (int64_t)config->kv_heads * config->head_dim, slices = 2 * (int64_t)config->layers, all = slices * tokens * width;
+  int64_t width = (int64_t)config->kv_heads * config->head_dim, slices = 2 * (int64_t)config->layers,
+          all = slices * tokens * width;
   size_t element = px_dtype_bytes(dtype, 1);
   out->segments = px_calloc((size_t)config->layers, sizeof *out->segments);
   char *host = px_calloc((size_t)all, element);
   out->memory = px_backend_alloc(be, (size_t)all * element);
-  px_status status = out->segments && host && out->memory ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory for a prefix of %d tokens", tokens);
+  px_status status = out->segments && host && out->memory
+                         ? PX_OK
+                         : px_fail(err, PX_NO_MEMORY, "no memory for a prefix of %d tokens", tokens);
   for (int64_t s = 0; status == PX_OK && s < slices; s++)
     for (int64_t t = 0; t < tokens; t++)
       for (int64_t j = 0; j < width; j++) {
@@ -176,7 +201,8 @@ px_status px_prefix_open(const px_config *config, px_backend *be, px_dtype dtype
   if (status == PX_OK) px_backend_write(be, out->memory, host, (size_t)all * element);
   for (int l = 0; status == PX_OK && l < config->layers; l++) {
     char *k = (char *)out->memory + (size_t)(2 * l * tokens * width) * element;
-    out->segments[l] = (px_kv_segment){.k = k, .v = k + (size_t)(tokens * width) * element, .stride = width, .len = tokens};
+    out->segments[l] =
+        (px_kv_segment){.k = k, .v = k + (size_t)(tokens * width) * element, .stride = width, .len = tokens};
   }
   free(host);
   if (status == PX_OK) status = px_backend_status(be, err);

@@ -3,64 +3,77 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "core/file.h"
 #include "tune/tune.h"
 
-static px_status whole(const char *part, const char *key, const char *text, long min, long max, int32_t *out, px_error *err) {
+static px_status whole(const char *part, const char *key, const char *text, long min, long max, int32_t *out,
+                       px_error *err) {
   char *end = NULL;
   errno = 0;
   long value = strtol(text, &end, 10);
   if (errno || end == text || *end || value < min || value > max)
-    return px_fail(err, PX_INVALID, "--tune %s: %s must be a whole number from %ld to %ld, not \"%s\"", part, key, min, max, text);
+    return px_fail(err, PX_INVALID, "--tune %s: %s must be a whole number from %ld to %ld, not \"%s\"", part, key, min,
+                   max, text);
   *out = (int32_t)value;
   return PX_OK;
 }
 
-static px_status number(const char *part, const char *key, const char *text, double min, double below, double *out, px_error *err) {
+static px_status number(const char *part, const char *key, const char *text, double min, double below, double *out,
+                        px_error *err) {
   char *end = NULL;
   double value = strtod(text, &end);
   if (end == text || *end || !(value >= min && value < below))
-    return px_fail(err, PX_INVALID, "--tune %s: %s must be a number from %g to below %g, not \"%s\"", part, key, min, below, text);
+    return px_fail(err, PX_INVALID, "--tune %s: %s must be a number from %g to below %g, not \"%s\"", part, key, min,
+                   below, text);
   *out = value;
   return PX_OK;
 }
 
+/* An absolute path where the file exists, so that a run can be resumed from anywhere. Allocated. */
+static char *absolute(const char *path) {
+  char *real = realpath(path, NULL);
+  return real ? real : strdup(path);
+}
+
 /* random | zero | text:... | text-file:F or @F | adapter:DIR */
 static px_status parse_init(const char *text, px_tune_spec *spec, px_error *err) {
+  static const struct {
+    const char *start;
+    px_init init;
+    bool file, path;
+  } forms[] = {{"text:", PX_INIT_TEXT, false, false},
+               {"text-file:", PX_INIT_TEXT, true, true},
+               {"@", PX_INIT_TEXT, true, true},
+               {"adapter:", PX_INIT_ADAPTER, false, true}};
   free(spec->init_value);
   spec->init_value = NULL;
-  const char *value = NULL, *file = NULL;
-  if (strcmp(text, "random") == 0) {
-    spec->init = PX_INIT_RANDOM;
-  } else if (strcmp(text, "zero") == 0) {
-    spec->init = PX_INIT_ZERO;
-  } else if (strncmp(text, "text:", 5) == 0) {
-    spec->init = PX_INIT_TEXT;
-    value = text + 5;
-  } else if (strncmp(text, "text-file:", 10) == 0 || text[0] == '@') {
-    spec->init = PX_INIT_TEXT;
-    file = text[0] == '@' ? text + 1 : text + 10;
-  } else if (strncmp(text, "adapter:", 8) == 0) {
-    spec->init = PX_INIT_ADAPTER;
-    value = text + 8;
-  } else {
-    return px_fail(err, PX_INVALID, "--init \"%s\" is not known: random, zero, text:TEXT, text-file:FILE, adapter:FOLDER are", text);
+  if (strcmp(text, "random") == 0 || strcmp(text, "zero") == 0) {
+    spec->init = strcmp(text, "zero") == 0 ? PX_INIT_ZERO : PX_INIT_RANDOM;
+    return PX_OK;
   }
-  px_buf bytes = {0};
-  if (file) {
-    px_status status = px_file_read(file, 16u << 20, &bytes, err);
-    if (status != PX_OK) {
-      px_buf_free(&bytes);
-      return status;
-    }
-    value = bytes.data ? bytes.data : "";
+  for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+    size_t n = strlen(forms[i].start);
+    if (strncmp(text, forms[i].start, n) != 0) continue;
+    spec->init = forms[i].init;
+    spec->init_file = forms[i].file;
+    spec->init_value = forms[i].path ? absolute(text + n) : strdup(text + n);
+    return spec->init_value ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory");
   }
-  if (value && !(spec->init_value = strdup(value))) {
-    px_buf_free(&bytes);
-    return px_fail(err, PX_NO_MEMORY, "no memory");
+  return px_fail(err, PX_INVALID,
+                 "--init \"%s\" is not known: random, zero, text:TEXT, text-file:FILE, adapter:FOLDER are", text);
+}
+
+const char *px_tune_init_text(const px_tune_spec *spec, px_arena *arena) {
+  switch (spec->init) {
+    case PX_INIT_RANDOM:
+      return "random";
+    case PX_INIT_ZERO:
+      return "zero";
+    case PX_INIT_TEXT:
+      return px_arena_printf(arena, spec->init_file ? "text-file:%s" : "text:%s", spec->init_value);
+    case PX_INIT_ADAPTER:
+      return px_arena_printf(arena, "adapter:%s", spec->init_value);
   }
-  px_buf_free(&bytes);
-  return PX_OK;
+  return NULL;
 }
 
 static px_status parse_key(const char *part, char *item, px_tune_spec *spec, px_error *err) {
@@ -70,7 +83,13 @@ static px_status parse_key(const char *part, char *item, px_tune_spec *spec, px_
   double dropout = 0;
   if (strcmp(item, "lr") == 0) return number(part, item, value, 1e-12, 1e3, &spec->lr, err);
   if (strcmp(item, "reparam") == 0) return whole(part, item, value, 1, 1 << 20, &spec->reparam_hidden, err);
-  if (strcmp(item, "init") == 0) return parse_init(value, spec, err);
+  if (strcmp(item, "init") == 0) {
+    if (strcmp(value, "text") == 0 || strcmp(value, "text-file") == 0 || strcmp(value, "adapter") == 0)
+      return px_fail(err, PX_INVALID,
+                     "--tune %s: a colon ends a value; write init=@FILE here, or --init %s:... beside --tune", part,
+                     value);
+    return parse_init(value, spec, err);
+  }
   if (strcmp(item, "dropout") == 0) {
     PX_TRY(number(part, item, value, 0, 1, &dropout, err));
     spec->dropout = (float)dropout;
@@ -81,13 +100,15 @@ static px_status parse_key(const char *part, char *item, px_tune_spec *spec, px_
 
 px_status px_tune_parse(const char *text, const char *init, int reparam, px_tune_spec *spec, px_error *err) {
   *spec = (px_tune_spec){0};
-  if (strchr(text, '+')) return px_fail(err, PX_INVALID, "--tune %s: joined parts are not in this release, one prefix is", text);
+  if (strchr(text, '+'))
+    return px_fail(err, PX_INVALID, "--tune %s: joined parts are not in this release, one prefix is", text);
   char *copy = strdup(text), *save = NULL;
   if (!copy) return px_fail(err, PX_NO_MEMORY, "no memory");
   char *name = strtok_r(copy, ":", &save);
   px_status status = PX_OK;
   if (!name || strcmp(name, "prefix") != 0)
-    status = px_fail(err, PX_INVALID, "--tune %s: \"%s\" is not known in this release, prefix:N is", text, name ? name : "");
+    status =
+        px_fail(err, PX_INVALID, "--tune %s: \"%s\" is not known in this release, prefix:N is", text, name ? name : "");
   bool first = true;
   for (char *item; status == PX_OK && (item = strtok_r(NULL, ":", &save)); first = false) {
     if (first && !strchr(item, '='))

@@ -146,7 +146,7 @@ px_status px_tune_open(const px_model *model, px_backend *be, const px_tokenizer
   p->width = (int64_t)t->config->kv_heads * t->config->head_dim;
   p->slice = t->tokens * p->width;
   p->slices = 2 * (int64_t)t->config->layers;
-  p->has_offset = spec->reparam_hidden && initial;
+  p->has_offset = spec->reparam_hidden && (spec->init == PX_INIT_TEXT || spec->init == PX_INIT_ADAPTER);
   p->param_floats = spec->reparam_hidden ? reparam_floats(t, p) : 0;
   int64_t floats = lay_out(t, p, NULL);
   p->memory = px_backend_alloc(be, (size_t)floats * sizeof(float));

@@ -13,7 +13,10 @@ typedef enum px_init { PX_INIT_RANDOM = 0, PX_INIT_ZERO, PX_INIT_TEXT, PX_INIT_A
 typedef struct px_tune_spec {
   int32_t prefix_tokens;  /* N; 0 with INIT_TEXT or INIT_ADAPTER: from there */
   px_init init;
-  char *init_value;       /* the text, or the adapter's folder; owned */
+  char *init_value;       /* the text, the file that holds it, or the adapter's folder (paths absolute where they exist); owned */
+  bool init_file;         /* INIT_TEXT: init_value names a file */
+  bool force;             /* INIT_ADAPTER: an adapter of other weights will do */
+  bool restored;          /* the values come from a checkpoint: no initial ones are computed; prefix_tokens is given */
   int32_t reparam_hidden; /* H; 0: the prefix is trained directly */
   double lr;              /* 0: the part's usual value */
   float dropout;          /* prefix dropout */
@@ -23,6 +26,8 @@ typedef struct px_tune_spec {
  * (may be NULL / 0) are the short options of the only part. */
 px_status px_tune_parse(const char *text, const char *init, int reparam, px_tune_spec *out, px_error *err);
 void px_tune_spec_free(px_tune_spec *spec);
+/* Where the part starts, as --init says it, in the arena; NULL: no memory. */
+const char *px_tune_init_text(const px_tune_spec *spec, px_arena *arena);
 double px_tune_usual_lr(const px_tune_spec *spec);
 
 typedef struct px_param {

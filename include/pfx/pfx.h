@@ -261,7 +261,7 @@ typedef struct pfx_train_options {
   int32_t patience;                /* evaluations without a better loss before the run ends; 0: no early stop */
   double prefix_dropout;
   pfx_data_options rows;
-  bool no_fingerprint, force;      /* force: write into a folder that is not empty */
+  bool no_fingerprint, force;      /* force: write into a folder that is not empty, start from an adapter of other weights */
   uint64_t seed;
   void (*progress)(void *user, const pfx_progress *p); /* after every step, and after the validation before the first */
   pfx_cancel_fn cancelled;         /* asked after every step: saves, PFX_CANCELLED */
@@ -399,13 +399,14 @@ typedef struct pfx_eval_options {
   pfx_data_options rows;
   bool generate;              /* also generate for every prompt and score the texts (greedy) */
   int32_t max_tokens;         /* of a generated text; default 128 */
-  const char *predictions;    /* file for the texts, JSON Lines: prompt, prediction, references; NULL: none */
-  const char *rows_out;       /* file for loss, tokens and text of every row, JSON Lines; NULL: none */
+  const char *predictions;    /* file for the texts, JSON Lines: adapter, prompt, prediction, references; NULL: none */
+  const char *rows_out;       /* file for adapter, line, loss, tokens and text of every row, JSON Lines; NULL: none */
   void (*progress)(void *user, int64_t done, int64_t all);
   pfx_cancel_fn cancelled;
   void *user;
   pfx_log_fn log;
   void *log_user;
+  bool append;                /* the two files keep the lines that they hold */
 } pfx_eval_options;
 
 static inline pfx_eval_options pfx_eval_options_init(void) {
@@ -437,6 +438,7 @@ typedef struct pfx_probe_options {
   pfx_data_options rows;
   pfx_log_fn log;
   void *log_user;
+  bool force; /* `init` may be an adapter of other weights */
 } pfx_probe_options;
 
 static inline pfx_probe_options pfx_probe_options_init(void) {
