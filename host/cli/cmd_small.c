@@ -70,7 +70,7 @@ static int run_check(int argc, char **argv) {
   code = cli_open_model(cli_shared.model, (pfx_dtype)cli_shared.dtype, cli_shared.threads, false, &model, &tokenizer);
   if (code == 0) {
     pfx_status status = pfx_adapter_check(adapter, model, tokenizer, force, &fit, &warning, &err);
-    if (warning) cli_log(NULL, PFX_LOG_WARN, warning);
+    if (warning) fprintf(stderr, "pfx: warning: %s: %s\n", adapter_path, warning);
     if (cli_shared.json) {
       printf("{\"fits\": %s, \"fingerprint\": \"%s\", \"message\": ", status == PFX_OK ? "true" : "false", status == PFX_OK ? fits[fit] : "mismatch");
       cli_json_text(stdout, status == PFX_OK ? words[fit] : err.message, strlen(status == PFX_OK ? words[fit] : err.message));

@@ -58,7 +58,7 @@ int cli_open_adapter(const char *path, const pfx_model *model, const pfx_tokeniz
   char *warning = NULL;
   if (pfx_adapter_open(path, adapter, &err) != PFX_OK) return cli_fail(&err);
   pfx_status status = pfx_adapter_check(*adapter, model, tokenizer, force, &fit, &warning, &err);
-  if (warning) cli_log(NULL, PFX_LOG_WARN, warning);
+  if (warning) fprintf(stderr, "pfx: warning: %s: %s\n", path, warning);
   pfx_free(warning);
   if (status != PFX_OK) {
     pfx_adapter_close(*adapter);
@@ -84,7 +84,6 @@ void cli_catch_signals(void) {
   sigaction(SIGTERM, &action, NULL);
   sigaction(SIGUSR1, &action, NULL);
   signal(SIGPIPE, SIG_IGN);
-  signal(SIGXFSZ, SIG_IGN); /* a full disk is an error of write, not a death */
 }
 
 bool cli_stopped(void *user) {

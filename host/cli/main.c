@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * `pfx`: finds the command and hands over. Nothing heavy happens before a command has parsed its options. */
+#include <errno.h>
 #include <string.h>
 
 #include "cli/cli.h"
@@ -8,7 +9,7 @@ const cli_command *const cli_commands[] = {&cli_train, &cli_generate, &cli_eval,
 
 static const char *const later[] = {"compare", "serve", "merge", "export", "pull"};
 
-int main(int argc, char **argv) {
+static int run(int argc, char **argv) {
   const char *name = argc > 1 ? argv[1] : "--help";
   for (int i = 0; cli_commands[i]; i++)
     if (strcmp(cli_commands[i]->name, name) == 0) return cli_commands[i]->run(argc - 1, argv + 1);
@@ -26,4 +27,13 @@ int main(int argc, char **argv) {
   for (size_t i = 0; i < sizeof later / sizeof *later; i++)
     if (strcmp(later[i], name) == 0) return cli_usage_error(NULL, "the command \"%s\" is not part of this release", name);
   return cli_usage_error(NULL, "there is no command \"%s\"", name);
+}
+
+/* Results that did not reach their reader are a failure; a reader that went away needs no message. */
+int main(int argc, char **argv) {
+  signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is an error of write, not a death */
+  int code = run(argc, argv);
+  if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+  if (errno != EPIPE) fprintf(stderr, "pfx: cannot write to standard output: %s\n", strerror(errno));
+  return code ? code : 1;
 }

@@ -96,8 +96,10 @@ px_status px_dir_make(const char *path, px_error *err) {
     if (*at != '/' && *at != 0) continue;
     char end = *at;
     *at = 0;
-    if (mkdir(copy, 0777) != 0 && !px_file_is_dir(copy)) {
-      status = px_fail_errno(err, PX_IO, errno, "cannot make the folder %s", copy);
+    int e = mkdir(copy, 0777) == 0 ? 0 : errno;
+    if (e && !px_file_is_dir(copy)) {
+      status = e == EEXIST ? px_fail(err, PX_IO, "cannot make the folder %s: it is a file; name another folder", copy)
+                           : px_fail_errno(err, PX_IO, e, "cannot make the folder %s", copy);
       break;
     }
     *at = end;

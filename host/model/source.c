@@ -82,7 +82,7 @@ static void want(collector *c, const char *hf, const char *gguf, int layer, cons
   snprintf(file_name + file_used, sizeof file_name - (size_t)file_used, "%s", suffix);
   const px_tensor_view *view = find(s, file_name);
   if (!view) {
-    c->status = px_fail(c->err, PX_BAD_FILE, "%s: tensor %s is missing", s->path, file_name);
+    c->status = px_fail(c->err, PX_BAD_FILE, "%s: tensor %s is missing; the model is incomplete, get it again", s->path, file_name);
     return;
   }
   bool vector = rows == 0;

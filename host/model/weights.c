@@ -27,7 +27,7 @@ static int64_t first_not_finite(const void *data, px_dtype type, int64_t count) 
 }
 
 static px_status not_finite(const px_named_tensor *t, int64_t index, px_error *err) {
-  return px_fail(err, PX_BAD_FILE, "%s: tensor %s holds a value that is not finite (first at element %lld): the file is damaged",
+  return px_fail(err, PX_BAD_FILE, "%s: tensor %s holds a value that is not finite (first at element %lld); the file is damaged, get it again",
                  t->tensor.view->file, t->tensor.view->name, (long long)index);
 }
 

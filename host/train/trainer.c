@@ -51,8 +51,27 @@ static px_status check_options(const px_train_options *o, px_error *err) {
   return PX_OK;
 }
 
-/* What is there in the output folder: refuse to overwrite, or clear an old run with force. */
-static px_status prepare_folder(const px_train_options *o, px_error *err) {
+/* Makes the output folder (*made), or refuses one that holds something. Nothing is removed yet: a run that cannot begin
+ * must not cost an old one. */
+static px_status open_folder(const px_train_options *o, bool *made, px_error *err) {
+  char path[PATH_MAX];
+  *made = !px_file_exists(o->out);
+  PX_TRY(px_dir_make(o->out, err));
+  DIR *dir = opendir(o->out);
+  bool empty = true;
+  for (struct dirent *e; dir && (e = readdir(dir));)
+    if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) empty = false;
+  if (dir) closedir(dir);
+  if (empty || o->force) return PX_OK;
+  snprintf(path, sizeof path, "%s/run.json", o->out);
+  return px_file_exists(path)
+             ? px_fail(err, PX_INVALID, "%s holds a run: --resume %s goes on with it, --force replaces it", o->out,
+                       o->out)
+             : px_fail(err, PX_INVALID,
+                       "%s exists and is not empty: name another folder, or --force to write into it", o->out);
+}
+
+static void clear_old_run(const px_train_options *o) {
   char path[PATH_MAX];
   static const char *const old[] = {"metrics.jsonl",
                                     "run.json",
@@ -61,25 +80,10 @@ static px_status prepare_folder(const px_train_options *o, px_error *err) {
                                     "checkpoint/adapter_config.json",
                                     "adapter_model.safetensors",
                                     "adapter_config.json"};
-  PX_TRY(px_dir_make(o->out, err));
-  DIR *dir = opendir(o->out);
-  bool empty = true;
-  for (struct dirent *e; dir && (e = readdir(dir));)
-    if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) empty = false;
-  if (dir) closedir(dir);
-  if (empty) return PX_OK;
-  snprintf(path, sizeof path, "%s/run.json", o->out);
-  if (!o->force)
-    return px_file_exists(path)
-               ? px_fail(err, PX_INVALID, "%s holds a run: --resume %s goes on with it, --force replaces it", o->out,
-                         o->out)
-               : px_fail(err, PX_INVALID,
-                         "%s exists and is not empty: name another folder, or --force to write into it", o->out);
   for (size_t i = 0; i < sizeof old / sizeof *old; i++) {
     snprintf(path, sizeof path, "%s/%s", o->out, old[i]);
     unlink(path);
   }
-  return PX_OK;
 }
 
 static px_status read_rows(px_run *run, px_error *err) {
@@ -372,14 +376,19 @@ px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_
   px_train_options *o = &run.options;
   fill_defaults(o);
   px_status status = check_options(o, err);
-  if (status == PX_OK) status = prepare_folder(o, err);
+  bool made = false;
+  if (status == PX_OK) status = open_folder(o, &made, err);
   o->model_path = absolute(&run, o->model_path);
   o->data = absolute(&run, o->data);
   o->valid = absolute(&run, o->valid);
   if (status == PX_OK) status = set_up(&run, 0, err);
   if (status == PX_OK && model->weights.mapped_bytes) status = px_source_verify((px_source *)&model->source, err);
-  if (status == PX_OK) status = px_run_write_json(&run, err);
   if (status == PX_OK) status = open_buffers(&run, err);
+  if (status == PX_OK) {
+    clear_old_run(o);
+    status = px_run_write_json(&run, err);
+  }
+  if (status != PX_OK && made) rmdir(o->out); /* nothing began */
   if (status == PX_OK) status = px_metrics_open(&run, err);
   if (status == PX_OK) status = run_steps(&run, err);
   fill_result(&run, result);
