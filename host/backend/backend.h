@@ -107,7 +107,7 @@ typedef struct px_backend_options {
   int threads; /* 0: what OpenMP uses, by itself all cores the process may use */
   px_log log;
   bool profile;
-  bool pack_weights; /* copies of frozen weights in the product library's own layout: fast with few rows, as in decoding */
+  bool pack_weights; /* copies of frozen weights in the product library's own layout: faster, and much faster with few rows */
 } px_backend_options;
 
 /* The CPU backend. Products: oneDNN where built in, else plain C. Opening it, and every operation, sets the number of

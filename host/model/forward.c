@@ -6,16 +6,14 @@
  * The two additions are done by the norm that follows them: `delta` is what it has to add. */
 #include "model/stack.h"
 
-static void *at(void *base, px_dtype dtype, int64_t elements) { return (char *)base + px_dtype_bytes(dtype, (size_t)elements); }
-
 static int64_t q_width(const px_config *c) { return (int64_t)c->heads * c->head_dim; }
 static int64_t kv_width(const px_config *c) { return (int64_t)c->kv_heads * c->head_dim; }
 
 px_status px_stack_begin(px_stack *s, const px_batch *b, px_error *err) {
   const px_plan_request *r = &s->buffers->plan.request;
   if (b->tokens > r->tokens || b->seqs > r->seqs || b->labels > r->labels)
-    return px_fail(err, PX_INVALID, "a batch of %d tokens, %d rows, %d labels exceeds the plan of %lld, %lld, %lld", b->tokens, b->seqs,
-                   b->labels, (long long)r->tokens, (long long)r->seqs, (long long)r->labels);
+    return px_fail(err, PX_INVALID, "a batch of %d tokens, %d rows, %d labels exceeds the plan of %lld, %lld, %lld",
+                   b->tokens, b->seqs, b->labels, (long long)r->tokens, (long long)r->seqs, (long long)r->labels);
   for (int32_t t = 0; t < b->tokens; t++)
     if (b->positions[t] < 0 || b->positions[t] >= r->positions)
       return px_fail(err, PX_INVALID, "position %d exceeds the plan of %lld", b->positions[t], (long long)r->positions);
@@ -28,23 +26,48 @@ px_status px_stack_begin(px_stack *s, const px_batch *b, px_error *err) {
   if (b->labels) px_backend_write(s->be, d->label_rows, b->label_rows, labels);
   if (b->targets && b->labels) px_backend_write(s->be, d->targets, b->targets, labels);
   if (b->label_group && b->labels) px_backend_write(s->be, d->label_group, b->label_group, labels);
-  s->batch = (px_batch){.tokens = b->tokens, .seqs = b->seqs, .labels = b->labels, .ids = d->ids, .positions = d->positions,
-                        .offsets = d->offsets, .adapter = b->adapter ? d->adapter : NULL, .label_rows = d->label_rows,
-                        .targets = b->targets ? d->targets : NULL, .label_group = b->label_group ? d->label_group : NULL};
+  s->batch = (px_batch){.tokens = b->tokens,
+                        .seqs = b->seqs,
+                        .labels = b->labels,
+                        .ids = d->ids,
+                        .positions = d->positions,
+                        .offsets = d->offsets,
+                        .adapter = b->adapter ? d->adapter : NULL,
+                        .label_rows = d->label_rows,
+                        .targets = b->targets ? d->targets : NULL,
+                        .label_group = b->label_group ? d->label_group : NULL};
   return PX_OK;
 }
 
 void px_linear_fwd(px_stack *s, const px_weight *w, const void *x, int64_t x_stride, void *y, int64_t y_stride) {
-  px_op_gemm(s->be, &(px_gemm_args){.m = s->batch.tokens, .n = w->out, .k = w->in, .a = x, .lda = x_stride, .b = w->data, .ldb = w->ld,
-                                    .trans_b = w->layout == PX_LAYOUT_OUT_IN, .c = y, .ldc = y_stride, .bias = w->bias,
-                                    .bias_type = PX_F32, .type = w->dtype, .c_type = w->dtype, .b_frozen = true});
+  px_op_gemm(s->be, &(px_gemm_args){.m = s->batch.tokens,
+                                    .n = w->out,
+                                    .k = w->in,
+                                    .a = x,
+                                    .lda = x_stride,
+                                    .b = w->data,
+                                    .ldb = w->ld,
+                                    .trans_b = w->layout == PX_LAYOUT_OUT_IN,
+                                    .c = y,
+                                    .ldc = y_stride,
+                                    .bias = w->bias,
+                                    .bias_type = PX_F32,
+                                    .type = w->dtype,
+                                    .c_type = w->dtype,
+                                    .b_frozen = true});
 }
 
 px_attn_shape px_stack_attention(const px_stack *s, int layer) {
   const px_config *c = s->config;
-  px_attn_shape shape = {.dtype = s->buffers->plan.request.dtype, .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim,
-                         .mask = PX_MASK_CAUSAL, .window = c->windows[layer], .seqs = s->batch.seqs,
-                         .q_offsets = s->batch.offsets, .k_offsets = s->batch.offsets};
+  px_attn_shape shape = {.dtype = s->buffers->plan.request.dtype,
+                         .heads = c->heads,
+                         .kv_heads = c->kv_heads,
+                         .head_dim = c->head_dim,
+                         .mask = PX_MASK_CAUSAL,
+                         .window = c->windows[layer],
+                         .seqs = s->batch.seqs,
+                         .q_offsets = s->batch.offsets,
+                         .k_offsets = s->batch.offsets};
   shape.scale = (float)(1.0 / __builtin_sqrt((double)c->head_dim));
   if (s->hooks && s->hooks->segments && s->batch.adapter) {
     shape.adapter = s->batch.adapter;
@@ -56,10 +79,23 @@ px_attn_shape px_stack_attention(const px_stack *s, int layer) {
 
 static void norm(px_stack *s, const px_norm_weight *w, void *x, void *sum, float *rstd, float *mean, void *y) {
   const px_config *c = s->config;
-  px_op_norm_fwd(s->be, &(px_norm_fwd_args){.kind = c->norm, .dtype = s->weights->dtype, .weight_type = PX_F32, .rows = s->batch.tokens,
-                                            .heads = 1, .dim = c->dim, .eps = (float)c->norm_eps, .x = x, .residual = s->delta,
-                                            .sum = s->delta ? sum : NULL, .weight = w->weight, .bias = w->bias, .y = y,
-                                            .x_stride = c->dim, .y_stride = c->dim, .rstd = rstd, .mean = mean});
+  px_op_norm_fwd(s->be, &(px_norm_fwd_args){.kind = c->norm,
+                                            .dtype = s->weights->dtype,
+                                            .weight_type = PX_F32,
+                                            .rows = s->batch.tokens,
+                                            .heads = 1,
+                                            .dim = c->dim,
+                                            .eps = (float)c->norm_eps,
+                                            .x = x,
+                                            .residual = s->delta,
+                                            .sum = s->delta ? sum : NULL,
+                                            .weight = w->weight,
+                                            .bias = w->bias,
+                                            .y = y,
+                                            .x_stride = c->dim,
+                                            .y_stride = c->dim,
+                                            .rstd = rstd,
+                                            .mean = mean});
 }
 
 /* q and k through their norms where the family has them (raw -> final), then both through the rotary embedding. */
@@ -68,21 +104,37 @@ static void place_queries_and_keys(px_stack *s, int layer) {
   const px_layer_weights *w = &s->weights->layers[layer];
   const px_layer_saves *b = &s->buffers->layers[layer];
   px_dtype type = s->weights->dtype;
-  int64_t width = q_width(c) + 2 * kv_width(c), raw = q_width(c) + kv_width(c);
   for (int key = 0; key < 2; key++) {
     int32_t heads = key ? c->kv_heads : c->heads;
-    int64_t column = key ? q_width(c) : 0;
+    int64_t width = (int64_t)heads * c->head_dim;
+    void *x = key ? b->k : b->q;
     if (c->qk_norm)
-      px_op_norm_fwd(s->be, &(px_norm_fwd_args){.kind = PX_NORM_RMS, .dtype = type, .weight_type = PX_F32, .rows = s->batch.tokens,
-                                                .heads = heads, .dim = c->head_dim, .eps = (float)c->norm_eps,
-                                                .x = at(b->qk_raw, type, column), .x_stride = raw,
-                                                .weight = key ? w->k_norm.weight : w->q_norm.weight, .y = at(b->qkv, type, column),
-                                                .y_stride = width,
-                                                .rstd = b->qk_rstd ? b->qk_rstd + (key ? (int64_t)s->batch.tokens * c->heads : 0) : NULL});
+      px_op_norm_fwd(s->be,
+                     &(px_norm_fwd_args){
+                         .kind = PX_NORM_RMS,
+                         .dtype = type,
+                         .weight_type = PX_F32,
+                         .rows = s->batch.tokens,
+                         .heads = heads,
+                         .dim = c->head_dim,
+                         .eps = (float)c->norm_eps,
+                         .x = key ? b->k_raw : b->q_raw,
+                         .x_stride = width,
+                         .weight = key ? w->k_norm.weight : w->q_norm.weight,
+                         .y = x,
+                         .y_stride = width,
+                         .rstd = b->qk_rstd ? b->qk_rstd + (key ? (int64_t)s->batch.tokens * c->heads : 0) : NULL});
     if (!c->learned_positions)
-      px_op_rope(s->be, &(px_rope_args){.dtype = type, .rows = s->batch.tokens, .stride = width, .heads = heads, .head_dim = c->head_dim,
-                                        .rot_dim = c->head_dim, .x = at(b->qkv, type, column), .positions = s->batch.positions,
-                                        .cos = s->buffers->cos_table, .sin = s->buffers->sin_table,
+      px_op_rope(s->be, &(px_rope_args){.dtype = type,
+                                        .rows = s->batch.tokens,
+                                        .stride = width,
+                                        .heads = heads,
+                                        .head_dim = c->head_dim,
+                                        .rot_dim = c->head_dim,
+                                        .x = x,
+                                        .positions = s->batch.positions,
+                                        .cos = s->buffers->cos_table,
+                                        .sin = s->buffers->sin_table,
                                         .table_rows = s->buffers->plan.request.positions});
   }
 }
@@ -90,36 +142,60 @@ static void place_queries_and_keys(px_stack *s, int layer) {
 static void attention(px_stack *s, int layer) {
   const px_config *c = s->config;
   const px_layer_saves *b = &s->buffers->layers[layer];
-  px_dtype type = s->weights->dtype;
-  int64_t width = q_width(c) + 2 * kv_width(c);
-  void *k = at(b->qkv, type, q_width(c)), *v = at(b->qkv, type, q_width(c) + kv_width(c));
+  int64_t width = q_width(c), kv = kv_width(c);
   px_kv_cache *cache = s->cache;
   if (cache)
-    px_op_kv_write(s->be, &(px_kv_write_args){.dtype = type, .rows = s->batch.tokens, .dim = kv_width(c), .k_stride = width,
-                                              .v_stride = width, .k = k, .v = v, .k_cache = cache->k[layer],
-                                              .v_cache = cache->v[layer], .slots = cache->slots});
+    px_op_kv_write(s->be, &(px_kv_write_args){.dtype = s->weights->dtype,
+                                              .rows = s->batch.tokens,
+                                              .dim = kv,
+                                              .k_stride = kv,
+                                              .v_stride = kv,
+                                              .k = b->k,
+                                              .v = b->v,
+                                              .k_cache = cache->k[layer],
+                                              .v_cache = cache->v[layer],
+                                              .slots = cache->slots});
   if (cache && !cache->fresh)
-    px_op_attn_decode(s->be, &(px_attn_decode_args){.shape = px_stack_attention(s, layer), .q = b->qkv, .o = b->o, .q_stride = width,
-                                                    .o_stride = q_width(c), .k_cache = cache->k[layer], .v_cache = cache->v[layer],
-                                                    .block_table = cache->block_table, .kv_lens = cache->kv_lens,
-                                                    .max_blocks = cache->max_blocks, .page_tokens = cache->page_tokens,
+    px_op_attn_decode(s->be, &(px_attn_decode_args){.shape = px_stack_attention(s, layer),
+                                                    .q = b->q,
+                                                    .o = b->o,
+                                                    .q_stride = width,
+                                                    .o_stride = width,
+                                                    .k_cache = cache->k[layer],
+                                                    .v_cache = cache->v[layer],
+                                                    .block_table = cache->block_table,
+                                                    .kv_lens = cache->kv_lens,
+                                                    .max_blocks = cache->max_blocks,
+                                                    .page_tokens = cache->page_tokens,
                                                     .workspace = s->buffers->decode_workspace});
   else
-    px_op_attn_fwd(s->be, &(px_attn_fwd_args){.shape = px_stack_attention(s, layer), .q = b->qkv, .k = k, .v = v, .q_stride = width,
-                                              .k_stride = width, .v_stride = width, .o_stride = q_width(c), .o = b->o, .lse = b->lse});
+    px_op_attn_fwd(s->be, &(px_attn_fwd_args){.shape = px_stack_attention(s, layer),
+                                              .q = b->q,
+                                              .k = b->k,
+                                              .v = b->v,
+                                              .q_stride = width,
+                                              .k_stride = kv,
+                                              .v_stride = kv,
+                                              .o_stride = width,
+                                              .o = b->o,
+                                              .lse = b->lse});
 }
 
 static void feed_forward(px_stack *s, int layer) {
   const px_config *c = s->config;
   const px_layer_weights *w = &s->weights->layers[layer];
   const px_layer_saves *b = &s->buffers->layers[layer];
-  px_dtype type = s->weights->dtype;
-  int64_t width = (int64_t)c->ffn_dim * (c->gated ? 2 : 1);
-  void *up = c->gated ? at(b->ffn, type, c->ffn_dim) : b->ffn;
-  if (c->gated) px_linear_fwd(s, &w->gate, s->buffers->n, c->dim, b->ffn, width);
-  px_linear_fwd(s, &w->up, s->buffers->n, c->dim, up, width);
-  px_op_act_fwd(s->be, &(px_act_fwd_args){.kind = c->act, .dtype = type, .rows = s->batch.tokens, .dim = c->ffn_dim, .gate = b->ffn,
-                                          .up = c->gated ? up : NULL, .y = s->buffers->act, .in_stride = width, .y_stride = c->ffn_dim});
+  if (c->gated) px_linear_fwd(s, &w->gate, s->buffers->n, c->dim, b->gate, c->ffn_dim);
+  px_linear_fwd(s, &w->up, s->buffers->n, c->dim, c->gated ? b->up : b->gate, c->ffn_dim);
+  px_op_act_fwd(s->be, &(px_act_fwd_args){.kind = c->act,
+                                          .dtype = s->weights->dtype,
+                                          .rows = s->batch.tokens,
+                                          .dim = c->ffn_dim,
+                                          .gate = b->gate,
+                                          .up = b->up,
+                                          .y = s->buffers->act,
+                                          .in_stride = c->ffn_dim,
+                                          .y_stride = c->ffn_dim});
   px_linear_fwd(s, &w->down, s->buffers->act, c->ffn_dim, s->buffers->proj, c->dim);
 }
 
@@ -129,15 +205,11 @@ void px_layer_fwd(px_stack *s, int layer) {
   const px_config *c = s->config;
   const px_layer_weights *w = &s->weights->layers[layer];
   const px_layer_saves *b = &s->buffers->layers[layer];
-  px_dtype type = s->weights->dtype;
-  int64_t width = q_width(c) + 2 * kv_width(c), raw = q_width(c) + kv_width(c);
-  void *q = c->qk_norm ? b->qk_raw : b->qkv;
-  int64_t q_stride = c->qk_norm ? raw : width;
 
   norm(s, &w->norm1, s->delta ? s->buffers->layers[layer - 1].mid : b->x, b->x, b->rstd1, b->mean1, s->buffers->n);
-  px_linear_fwd(s, &w->q, s->buffers->n, c->dim, q, q_stride);
-  px_linear_fwd(s, &w->k, s->buffers->n, c->dim, at(q, type, q_width(c)), q_stride);
-  px_linear_fwd(s, &w->v, s->buffers->n, c->dim, at(b->qkv, type, raw), width);
+  px_linear_fwd(s, &w->q, s->buffers->n, c->dim, c->qk_norm ? b->q_raw : b->q, q_width(c));
+  px_linear_fwd(s, &w->k, s->buffers->n, c->dim, c->qk_norm ? b->k_raw : b->k, kv_width(c));
+  px_linear_fwd(s, &w->v, s->buffers->n, c->dim, b->v, kv_width(c));
   place_queries_and_keys(s, layer);
   attention(s, layer);
   px_linear_fwd(s, &w->o, b->o, q_width(c), s->buffers->proj, c->dim);
@@ -149,10 +221,17 @@ void px_layer_fwd(px_stack *s, int layer) {
 void px_stack_fwd(px_stack *s) {
   const px_config *c = s->config;
   const px_weights *w = s->weights;
-  px_op_embed_fwd(s->be, &(px_embed_fwd_args){.dtype = w->dtype, .table_type = w->dtype, .rows = s->batch.tokens, .dim = c->dim,
-                                              .table_rows = c->vocab, .position_rows = c->learned_positions ? c->context : 0,
-                                              .ids = s->batch.ids, .positions = s->batch.positions, .table = w->embed.data,
-                                              .position_table = w->positions.data, .y = s->buffers->layers[0].x});
+  px_op_embed_fwd(s->be, &(px_embed_fwd_args){.dtype = w->dtype,
+                                              .table_type = w->dtype,
+                                              .rows = s->batch.tokens,
+                                              .dim = c->dim,
+                                              .table_rows = c->vocab,
+                                              .position_rows = c->learned_positions ? c->context : 0,
+                                              .ids = s->batch.ids,
+                                              .positions = s->batch.positions,
+                                              .table = w->embed.data,
+                                              .position_table = w->positions.data,
+                                              .y = s->buffers->layers[0].x});
   s->delta = NULL;
   for (int layer = 0; layer < c->layers; layer++) px_layer_fwd(s, layer);
 }

@@ -22,7 +22,8 @@ static void *place(layout *l, const char *name, int64_t elements, size_t element
       p->lines[i].bytes += bytes;
       return at;
     }
-  if (p->line_count < (int)(sizeof p->lines / sizeof *p->lines)) p->lines[p->line_count++] = (px_plan_line){name, bytes};
+  if (p->line_count < (int)(sizeof p->lines / sizeof *p->lines))
+    p->lines[p->line_count++] = (px_plan_line){name, bytes};
   return at;
 }
 
@@ -33,10 +34,16 @@ static void place_layer(layout *l, const px_config *c, const px_plan_request *r,
     s->x = place(l, "layer inputs", t * c->dim, e);
     s->mid = place(l, "layer inputs", t * c->dim, e);
     s->o = place(l, "attention outputs", t * a, e);
-    s->ffn = place(l, "feed-forward", t * c->ffn_dim * (c->gated ? 2 : 1), e);
-    if (c->qk_norm) s->qk_raw = place(l, "queries and keys before norm", t * (a + kv), e);
+    s->gate = place(l, "feed-forward", t * c->ffn_dim, e);
+    if (c->gated) s->up = place(l, "feed-forward", t * c->ffn_dim, e);
+    if (c->qk_norm) s->q_raw = place(l, "queries and keys before norm", t * a, e);
+    if (c->qk_norm) s->k_raw = place(l, "queries and keys before norm", t * kv, e);
+    s->q = place(l, "queries, keys, values", t * a, e);
   }
-  if (!shared || r->keep_kv) s->qkv = place(l, "queries, keys, values", t * (a + 2 * kv), e);
+  if (!shared || r->keep_kv) {
+    s->k = place(l, "queries, keys, values", t * kv, e);
+    s->v = place(l, "queries, keys, values", t * kv, e);
+  }
   if (!shared && r->backward) {
     s->lse = place(l, "statistics", t * c->heads, 4);
     s->rstd1 = place(l, "statistics", t, 4);
@@ -52,8 +59,12 @@ static void place_layer(layout *l, const px_config *c, const px_plan_request *r,
 static void place_all(layout *l, const px_config *c, const px_plan_request *r, px_buffers *b) {
   int64_t t = r->tokens, a = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
   size_t e = px_dtype_bytes(r->dtype, 1);
-  px_attn_shape shape = {.dtype = r->dtype, .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim,
-                         .seqs = (int32_t)r->seqs, .mask = PX_MASK_CAUSAL};
+  px_attn_shape shape = {.dtype = r->dtype,
+                         .heads = c->heads,
+                         .kv_heads = c->kv_heads,
+                         .head_dim = c->head_dim,
+                         .seqs = (int32_t)r->seqs,
+                         .mask = PX_MASK_CAUSAL};
   b->ids = place(l, "batch", t, 4);
   b->positions = place(l, "batch", t, 4);
   b->offsets = place(l, "batch", r->seqs + 1, 4);
@@ -86,7 +97,9 @@ static void place_all(layout *l, const px_config *c, const px_plan_request *r, p
     b->head_dn = place(l, "labelled rows", r->labels * c->dim, e);
     b->dx = place(l, "gradients of activations", t * c->dim, e);
     b->dheads = place(l, "gradients of activations", t * a, e);
-    b->dqkv = place(l, "gradients of activations", t * (a + 2 * kv), e);
+    b->dq = place(l, "gradients of activations", t * a, e);
+    b->dk = place(l, "gradients of activations", t * kv, e);
+    b->dv = place(l, "gradients of activations", t * kv, e);
     b->attn_workspace = place(l, "attention workspace", (int64_t)px_attn_bwd_workspace(&shape, t, r->segment_rows), 1);
   }
 }
@@ -110,12 +123,14 @@ px_status px_plan_fits(const px_plan *plan, size_t also_bytes, px_error *err) {
   double need = (double)(plan->total_bytes + also_bytes), have = (double)available * 1024;
   if (need <= have) return PX_OK;
   return px_fail(err, PX_NO_MEMORY,
-                 "the step needs %.2f GB (%lld tokens a batch) and %.2f GB are free: use fewer --batch-rows or --batch-tokens, shorter rows, "
+                 "the step needs %.2f GB (%lld tokens a batch) and %.2f GB are free: use fewer --batch-rows or "
+                 "--batch-tokens, shorter rows, "
                  "or --accumulate",
                  need / 1e9, (long long)plan->request.tokens, have / 1e9);
 }
 
-px_status px_buffers_open(const px_config *config, px_backend *be, const px_plan_request *request, px_buffers *b, px_error *err) {
+px_status px_buffers_open(const px_config *config, px_backend *be, const px_plan_request *request, px_buffers *b,
+                          px_error *err) {
   *b = (px_buffers){0};
   px_plan_make(config, request, &b->plan);
   PX_TRY(px_plan_fits(&b->plan, 0, err));

@@ -7,27 +7,28 @@
 #include "model/config.h"
 
 typedef struct px_plan_request {
-  px_dtype dtype;           /* of stored activations */
-  int64_t tokens, seqs;     /* at most, of one batch */
-  int64_t labels;           /* at most: rows that reach the vocabulary product */
-  int64_t positions;        /* largest position + 1 */
-  int64_t logit_rows;       /* rows of logits held at once */
-  int64_t segment_rows;     /* prefix rows of all adapters together (attention's workspace) */
-  bool backward;            /* keep what backward needs */
-  bool keep_kv;             /* keep every layer's keys and values (to read them back); implied by backward */
-  bool decode;              /* room for attn_decode's workspace */
+  px_dtype dtype;       /* of stored activations */
+  int64_t tokens, seqs; /* at most, of one batch */
+  int64_t labels;       /* at most: rows that reach the vocabulary product */
+  int64_t positions;    /* largest position + 1 */
+  int64_t logit_rows;   /* rows of logits held at once */
+  int64_t segment_rows; /* prefix rows of all adapters together (attention's workspace) */
+  bool backward;        /* keep what backward needs */
+  bool keep_kv;         /* keep every layer's keys and values (to read them back); implied by backward */
+  bool decode;          /* room for attn_decode's workspace */
 } px_plan_request;
 
-/* What one layer leaves for its backward pass. Where nothing is kept, all layers share one set. */
+/* What one layer leaves for its backward pass. Where nothing is kept, all layers share one set. Every matrix is dense:
+ * oneDNN's fastest kernels take no other. */
 typedef struct px_layer_saves {
-  void *x, *mid;     /* [T, dim] inputs of the two norms */
-  void *qk_raw;      /* [T, (heads + kv_heads) * head_dim] before q/k norm; NULL without */
-  void *qkv;         /* [T, (heads + 2 kv_heads) * head_dim] after rotary embedding */
-  void *o;           /* [T, heads * head_dim] */
-  void *ffn;         /* [T, ffn_dim * (gated ? 2 : 1)]: gate | up, or the pre-activation */
-  float *lse;        /* [heads, T] */
+  void *x, *mid;       /* [T, dim] inputs of the two norms */
+  void *q_raw, *k_raw; /* as q and k, before their norms; NULL without */
+  void *q, *k, *v;     /* [T, heads * head_dim], [T, kv_heads * head_dim] twice; after rotary embedding */
+  void *o;             /* [T, heads * head_dim] */
+  void *gate, *up;     /* [T, ffn_dim]; without a gate, `gate` is the pre-activation and up NULL */
+  float *lse;          /* [heads, T] */
   float *rstd1, *mean1, *rstd2, *mean2; /* [T] */
-  float *qk_rstd;    /* [T * heads] then [T * kv_heads] */
+  float *qk_rstd;                       /* [T * heads] then [T * kv_heads] */
 } px_layer_saves;
 
 /* One line of the plan, as --verbose prints it. */
@@ -46,14 +47,14 @@ typedef struct px_plan {
 typedef struct px_buffers {
   px_plan plan;
   void *memory;
-  px_layer_saves *layers; /* [layers], host memory */
-  void *n, *proj, *act;                     /* [T, dim] [T, dim] [T, ffn_dim] */
-  void *dx, *dheads, *dqkv, *attn_workspace;/* backward; dn is n, the activation's gradient is act */
+  px_layer_saves *layers;                            /* [layers], host memory */
+  void *n, *proj, *act;                              /* [T, dim] [T, dim] [T, ffn_dim] */
+  void *dx, *dheads, *dq, *dk, *dv, *attn_workspace; /* backward; dn is n, the activation's gradient is act */
   void *decode_workspace;
-  void *head_x, *head_n, *head_dn;          /* [labels, dim] */
-  float *head_rstd, *head_mean, *row_loss;  /* [labels] */
-  void *logits;                             /* [logit_rows, vocab] of dtype; float32 where nothing is trained */
-  float *cos_table, *sin_table;             /* [positions, head_dim / 2] */
+  void *head_x, *head_n, *head_dn;         /* [labels, dim] */
+  float *head_rstd, *head_mean, *row_loss; /* [labels] */
+  void *logits;                            /* [logit_rows, vocab] of dtype; float32 where nothing is trained */
+  float *cos_table, *sin_table;            /* [positions, head_dim / 2] */
   int32_t *ids, *positions, *offsets, *adapter, *label_rows, *targets, *label_group; /* the batch's own arrays */
 } px_buffers;
 
@@ -61,7 +62,8 @@ typedef struct px_buffers {
 void px_plan_make(const px_config *config, const px_plan_request *request, px_plan *plan);
 /* PX_NO_MEMORY with numbers where the plan and `also_bytes` exceed what the machine has free. */
 px_status px_plan_fits(const px_plan *plan, size_t also_bytes, px_error *err);
-px_status px_buffers_open(const px_config *config, px_backend *be, const px_plan_request *request, px_buffers *out, px_error *err);
+px_status px_buffers_open(const px_config *config, px_backend *be, const px_plan_request *request, px_buffers *out,
+                          px_error *err);
 void px_buffers_close(px_buffers *b, px_backend *be);
 
 #endif

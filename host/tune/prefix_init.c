@@ -12,11 +12,18 @@
 static const float RANDOM_SCALE = 0.02f;
 enum { INIT_FILE_BYTES = 16 << 20 };
 
+/* Keys or values of one layer, [count, width] of the model's type, as float32. */
+static void read_back(px_backend *be, px_dtype type, const void *from, int64_t count, void *host, float *out) {
+  px_backend_read(be, host, from, px_dtype_bytes(type, (size_t)count));
+  for (int64_t i = 0; i < count; i++)
+    out[i] = type == PX_F32 ? ((float *)host)[i] : px_bf16_to_f32(((uint16_t *)host)[i]);
+}
+
 /* One forward pass over a text, every layer's keys and values read back. */
 px_status px_prefix_of_text(const px_model *model, px_backend *be, const int32_t *ids, int32_t count, float *out,
                             px_error *err) {
   const px_config *c = px_model_config(model);
-  int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim, row = q + 2 * kv;
+  int64_t slice = (int64_t)count * c->kv_heads * c->head_dim;
   if (count > c->context)
     return px_fail(err, PX_INVALID, "the initial text has %d tokens, the model's context is %d", count, c->context);
   px_plan_request request = {.dtype = model->dtype,
@@ -28,9 +35,8 @@ px_status px_prefix_of_text(const px_model *model, px_backend *be, const int32_t
                              .keep_kv = true};
   px_buffers buffers;
   PX_TRY(px_buffers_open(c, be, &request, &buffers, err));
-  size_t element = px_dtype_bytes(model->dtype, 1);
   int32_t *positions = px_calloc((size_t)count, sizeof *positions), offsets[2] = {0, count};
-  void *host = px_calloc((size_t)(count * row), element);
+  void *host = px_calloc((size_t)slice, sizeof(float));
   px_status status = positions && host ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory");
   if (status == PX_OK) {
     for (int32_t i = 0; i < count; i++) positions[i] = i;
@@ -40,13 +46,8 @@ px_status px_prefix_of_text(const px_model *model, px_backend *be, const int32_t
     if (status == PX_OK) px_stack_fwd(&s);
   }
   for (int l = 0; status == PX_OK && l < c->layers; l++) {
-    px_backend_read(be, host, buffers.layers[l].qkv, (size_t)(count * row) * element);
-    for (int64_t t = 0; t < count; t++)
-      for (int64_t j = 0; j < 2 * kv; j++) {
-        int64_t at = t * row + q + j;
-        float value = model->dtype == PX_F32 ? ((float *)host)[at] : px_bf16_to_f32(((uint16_t *)host)[at]);
-        out[((2 * l + j / kv) * count + t) * kv + j % kv] = value;
-      }
+    read_back(be, model->dtype, buffers.layers[l].k, slice, host, out + 2 * l * slice);
+    read_back(be, model->dtype, buffers.layers[l].v, slice, host, out + (2 * l + 1) * slice);
   }
   if (status == PX_OK) status = px_backend_status(be, err);
   free(host);
