@@ -135,9 +135,7 @@ pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, cha
   *options = pfx_train_options_init();
   *memory = NULL;
   *model_path = NULL;
-  const char *slash = strrchr(run_json, '/');
-  char *dir = slash ? px_arena_strndup(&arena, run_json, (size_t)(slash - run_json)) : px_arena_strdup(&arena, ".");
-  px_status status = dir ? px_train_read_run(dir, &arena, &p, &type, &threads, px_api_error(err)) : px_fail(px_api_error(err), PX_NO_MEMORY, "no memory");
+  px_status status = px_train_read_run(run_json, &arena, &p, &type, &threads, px_api_error(err));
   if (status == PX_OK) {
     const char *const texts[] = {p.model_path, p.data, p.valid, p.out, p.tune, p.init};
     size_t bytes = 1;

@@ -34,7 +34,6 @@ typedef struct cli_option {
   const char *fallback; /* the default as shown; NULL: none */
   void *value;
   const char *const *choices; /* CLI_CHOICE, NULL-terminated */
-  bool *given;          /* set when the option appears; NULL: nobody asks */
 } cli_option;
 
 typedef struct cli_command {
@@ -52,6 +51,8 @@ extern const cli_command *const cli_commands[];
 
 /* Parses; arguments that are no options go to *rest (argv order). Returns -1 to go on, else an exit code (help, error). */
 int cli_parse(const cli_command *command, int argc, char **argv, cli_list *rest);
+/* Was the option on the command line? */
+bool cli_given(const cli_command *command, const char *name);
 void cli_help(const cli_command *command, FILE *out);
 void cli_help_all(FILE *out);
 void cli_man(FILE *out);
@@ -91,26 +92,25 @@ void cli_json_text(FILE *out, const char *text, size_t bytes);
 void cli_json_number(FILE *out, double value);
 
 #define CLI_DATA_OPTIONS(d)                                                                                                             \
-  {CLI_SECTION, "Rows", NULL, NULL, NULL, NULL, NULL, NULL},                                                                            \
-      {CLI_INT32, "max-row-tokens", "N", "Longest row in tokens.", "the context less the prefix", &(d).max_row_tokens, NULL, NULL},     \
+  {CLI_SECTION, "Rows", NULL, NULL, NULL, NULL, NULL},                                                                                  \
+      {CLI_INT32, "max-row-tokens", "N", "Longest row in tokens.", "the context less the prefix", &(d).max_row_tokens, NULL},           \
       {CLI_CHOICE, "on-long", "WHAT", "What to do with a longer row: error, cut (the end of its completion) or drop.", "error",         \
-       &(d).on_long, cli_on_long, NULL},                                                                                                \
-      {CLI_CHOICE, "loss", "WHAT", "What scores: the completion, or all tokens but a row's first.", "completion", &cli_loss, cli_losses, \
-       NULL},                                                                                                                           \
+       &(d).on_long, cli_on_long},                                                                                                      \
+      {CLI_CHOICE, "loss", "WHAT", "What scores: the completion, or all tokens but a row's first.", "completion", &cli_loss, cli_losses}, \
       {CLI_TEXT, "template", "NAME", "Chat template of `messages` rows: chatml, smollm2, llama-2, llama-3, mistral.", "the model's own", \
-       &(d).chat_template, NULL, NULL},                                                                                                 \
-      {CLI_FLAG, "no-bos", NULL, "Leave out the begin token.", NULL, &(d).no_bos, NULL, NULL},                                          \
-      {CLI_FLAG, "no-end", NULL, "Leave out the end token after a completion.", NULL, &(d).no_end, NULL, NULL}
+       &(d).chat_template, NULL},                                                                                                       \
+      {CLI_FLAG, "no-bos", NULL, "Leave out the begin token.", NULL, &(d).no_bos, NULL},                                                \
+      {CLI_FLAG, "no-end", NULL, "Leave out the end token after a completion.", NULL, &(d).no_end, NULL}
 
 #define CLI_COMMON_OPTIONS                                                                                                              \
-  {CLI_SECTION, "Everywhere", NULL, NULL, NULL, NULL, NULL, NULL},                                                                      \
-      {CLI_TEXT, "device", "NAME", "Where to compute: cpu.", "cpu", &cli_shared.device, NULL, NULL},                                    \
+  {CLI_SECTION, "Everywhere", NULL, NULL, NULL, NULL, NULL},                                                                            \
+      {CLI_TEXT, "device", "NAME", "Where to compute: cpu.", "cpu", &cli_shared.device, NULL},                                          \
       {CLI_CHOICE, "dtype", "TYPE", "Arithmetic type of weights and activations: f32 or bf16.", "bf16 where the processor computes in it", \
-       &cli_shared.dtype, cli_dtypes, NULL},                                                                                            \
-      {CLI_INT32, "threads", "N", "Processors to use.", "all", &cli_shared.threads, NULL, NULL},                                        \
-      {CLI_FLAG, "json", NULL, "Results as JSON on standard output.", NULL, &cli_shared.json, NULL, NULL},                              \
-      {CLI_FLAG, "quiet", NULL, "No progress, no notes; errors and warnings alone.", NULL, &cli_shared.quiet, NULL, NULL},              \
-      {CLI_FLAG, "verbose", NULL, "Also say what is planned and why.", NULL, &cli_shared.verbose, NULL, NULL}
+       &cli_shared.dtype, cli_dtypes},                                                                                                  \
+      {CLI_INT32, "threads", "N", "Processors to use.", "all", &cli_shared.threads, NULL},                                              \
+      {CLI_FLAG, "json", NULL, "Results as JSON on standard output.", NULL, &cli_shared.json, NULL},                                    \
+      {CLI_FLAG, "quiet", NULL, "No progress, no notes; errors and warnings alone.", NULL, &cli_shared.quiet, NULL},                    \
+      {CLI_FLAG, "verbose", NULL, "Also say what is planned and why.", NULL, &cli_shared.verbose, NULL}
 
 extern const char *const cli_on_long[];
 extern const char *const cli_losses[];

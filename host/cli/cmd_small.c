@@ -10,9 +10,9 @@ static const char *adapter_path;
 static pfx_probe_options probe;
 
 static const cli_option inspect_options[] = {
-    {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL, NULL},
-    {CLI_FLAG, "verify", NULL, "Also search every weight of a model for values that are not finite.", NULL, &verify, NULL, NULL},
-    {CLI_FLAG, "json", NULL, "One JSON object instead of lines.", NULL, &cli_shared.json, NULL, NULL},
+    {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},
+    {CLI_FLAG, "verify", NULL, "Also search every weight of a model for values that are not finite.", NULL, &verify, NULL},
+    {CLI_FLAG, "json", NULL, "One JSON object instead of lines.", NULL, &cli_shared.json, NULL},
     {0},
 };
 
@@ -43,10 +43,10 @@ const cli_command cli_inspect = {
 };
 
 static const cli_option check_options[] = {
-    {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL, NULL},
-    {CLI_TEXT, "model", "PATH", "The model.", NULL, &cli_shared.model, NULL, NULL},
-    {CLI_TEXT, "adapter", "FOLDER", "The adapter.", NULL, &adapter_path, NULL, NULL},
-    {CLI_FLAG, "force", NULL, "Shapes alone decide.", NULL, &force, NULL, NULL},
+    {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},
+    {CLI_TEXT, "model", "PATH", "The model.", NULL, &cli_shared.model, NULL},
+    {CLI_TEXT, "adapter", "FOLDER", "The adapter.", NULL, &adapter_path, NULL},
+    {CLI_FLAG, "force", NULL, "Shapes alone decide.", NULL, &force, NULL},
     CLI_COMMON_OPTIONS,
     {0},
 };
@@ -99,10 +99,10 @@ const cli_command cli_check = {
 };
 
 static const cli_option tokenize_options[] = {
-    {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL, NULL},
-    {CLI_TEXT, "model", "PATH", "A model, a folder with a tokenizer, a tokenizer.json or a GGUF file.", NULL, &cli_shared.model, NULL, NULL},
-    {CLI_FLAG, "decode", NULL, "Lines of ids to text.", NULL, &decode, NULL, NULL},
-    {CLI_FLAG, "json", NULL, "Each line of text is one JSON string.", NULL, &cli_shared.json, NULL, NULL},
+    {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},
+    {CLI_TEXT, "model", "PATH", "A model, a folder with a tokenizer, a tokenizer.json or a GGUF file.", NULL, &cli_shared.model, NULL},
+    {CLI_FLAG, "decode", NULL, "Lines of ids to text.", NULL, &decode, NULL},
+    {CLI_FLAG, "json", NULL, "Each line of text is one JSON string.", NULL, &cli_shared.json, NULL},
     {0},
 };
 
@@ -226,16 +226,16 @@ const cli_command cli_tokenize = {
 };
 
 static const cli_option probe_options[] = {
-    {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL, NULL},
-    {CLI_TEXT, "model", "PATH", "The model.", NULL, &cli_shared.model, NULL, NULL},
-    {CLI_TEXT, "data", "FILE", "Rows.", NULL, &probe.data, NULL, NULL},
-    {CLI_TEXT, "out", "FILE", "The safetensors file to write.", NULL, &probe.out, NULL, NULL},
-    {CLI_TEXT, "adapter", "FOLDER", "Probe with this adapter.", NULL, &adapter_path, NULL, NULL},
-    {CLI_TEXT, "tune", "PARTS", "Probe with freshly initialised parts.", NULL, &probe.tune, NULL, NULL},
-    {CLI_TEXT, "init", "HOW", "Where those parts start.", "random", &probe.init, NULL, NULL},
-    {CLI_INT32, "reparam", "H", "Their hidden width.", "none", &probe.reparam, NULL, NULL},
-    {CLI_SEED, "seed", "N", "Of their random numbers.", "0", &probe.seed, NULL, NULL},
-    {CLI_FLAG, "force", NULL, "Use an adapter that was trained on other weights.", NULL, &force, NULL, NULL},
+    {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},
+    {CLI_TEXT, "model", "PATH", "The model.", NULL, &cli_shared.model, NULL},
+    {CLI_TEXT, "data", "FILE", "Rows.", NULL, &probe.data, NULL},
+    {CLI_TEXT, "out", "FILE", "The safetensors file to write.", NULL, &probe.out, NULL},
+    {CLI_TEXT, "adapter", "FOLDER", "Probe with this adapter.", NULL, &adapter_path, NULL},
+    {CLI_TEXT, "tune", "PARTS", "Probe with freshly initialised parts.", NULL, &probe.tune, NULL},
+    {CLI_TEXT, "init", "HOW", "Where those parts start.", "random", &probe.init, NULL},
+    {CLI_INT32, "reparam", "H", "Their hidden width.", "none", &probe.reparam, NULL},
+    {CLI_SEED, "seed", "N", "Of their random numbers.", "0", &probe.seed, NULL},
+    {CLI_FLAG, "force", NULL, "Use an adapter that was trained on other weights.", NULL, &force, NULL},
     CLI_DATA_OPTIONS(probe.rows),
     CLI_COMMON_OPTIONS,
     {0},

@@ -10,41 +10,40 @@ static pfx_train_options o;
 static const char *resume, *config;
 static cli_list tunes;
 static const char *const schedules[] = {"linear", "cosine", "constant", NULL};
-static bool steps_given, epochs_given, patience_given, eval_given, save_given;
 
 static const cli_option options[] = {
-    {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL, NULL},
-    {CLI_TEXT, "model", "PATH", "The frozen model: a Hugging Face folder or a GGUF file.", NULL, &cli_shared.model, NULL, NULL},
-    {CLI_TEXT, "data", "FILE", "Rows to learn from: JSON Lines with prompt and completion, text, messages or ids; or source||target lines.", NULL, &o.data, NULL, NULL},
-    {CLI_TEXT, "valid", "FILE", "Rows to validate on; the best adapter is kept.", NULL, &o.valid, NULL, NULL},
-    {CLI_TEXT, "out", "FOLDER", "Where the run goes: the adapter in PEFT's format, run.json, metrics.jsonl, checkpoint/.", NULL, &o.out, NULL, NULL},
-    {CLI_LIST, "tune", "PARTS", "What is learned: prefix:N, with options behind colons (prefix:20:lr=1e-2:init=@text.txt:reparam=512:dropout=0.1).", "prefix:20", &tunes, NULL, NULL},
-    {CLI_TEXT, "init", "HOW", "Where the prefix starts: random, zero, text:TEXT, text-file:FILE, adapter:FOLDER.", "random", &o.init, NULL, NULL},
-    {CLI_INT32, "reparam", "H", "Learn the prefix through a small network of hidden width H; it is flattened into the adapter.", "none", &o.reparam, NULL, NULL},
-    {CLI_SECTION, "How long", NULL, NULL, NULL, NULL, NULL, NULL},
-    {CLI_INT, "steps", "N", "Updates.", "from --epochs", &o.steps, NULL, &steps_given},
-    {CLI_NUMBER, "epochs", "X", "Passes over the data.", "1", &o.epochs, NULL, &epochs_given},
-    {CLI_INT, "stop-after", "N", "Save and stop when step N is done; --resume goes on.", NULL, &o.stop_after, NULL, NULL},
-    {CLI_DURATION, "max-time", "TIME", "Save and stop after this time: 90s, 30m, 2h.", NULL, &o.max_seconds, NULL, NULL},
-    {CLI_INT32, "patience", "N", "Stop after N validations without a better loss.", "never", &o.patience, NULL, &patience_given},
-    {CLI_SECTION, "How", NULL, NULL, NULL, NULL, NULL, NULL},
-    {CLI_NUMBER, "lr", "X", "Peak learning rate.", "3e-2 for a prefix, 1e-3 with --reparam", &o.lr, NULL, NULL},
-    {CLI_INT, "warmup", "N", "Steps of linear warm-up.", "a twentieth of the run", &o.warmup, NULL, NULL},
-    {CLI_CHOICE, "schedule", "NAME", "After the warm-up: linear or cosine decay, or constant.", "linear", &o.schedule, schedules, NULL},
-    {CLI_INT32, "batch-rows", "N", "Rows a batch.", "16", &o.batch_rows, NULL, NULL},
-    {CLI_INT, "batch-tokens", "N", "Or: at most so many tokens a batch.", NULL, &o.batch_tokens, NULL, NULL},
-    {CLI_INT32, "accumulate", "N", "Batches whose gradients make one step.", "1", &o.accumulate, NULL, NULL},
-    {CLI_NUMBER, "weight-decay", "X", "Decoupled weight decay.", "0", &o.weight_decay, NULL, NULL},
-    {CLI_NUMBER, "clip", "X", "Largest global gradient norm; -1: none.", "1", &o.clip, NULL, NULL},
-    {CLI_NUMBER, "prefix-dropout", "P", "Dropout on the prefix's keys and values, one mask a step.", "0", &o.prefix_dropout, NULL, NULL},
-    {CLI_SEED, "seed", "N", "Of every random number: start, order, dropout.", "0", &o.seed, NULL, NULL},
-    {CLI_INT, "eval-every", "N", "Steps between validations; -1: never.", "five a run", &o.eval_every, NULL, &eval_given},
-    {CLI_INT, "save-every", "N", "Steps between checkpoints; -1: only at the end.", "five a run", &o.save_every, NULL, &save_given},
-    {CLI_SECTION, "Going on and repeating", NULL, NULL, NULL, NULL, NULL, NULL},
-    {CLI_TEXT, "resume", "FOLDER", "Go on exactly with the run in FOLDER; every setting comes from its run.json, only --steps, --epochs, --patience, --eval-every and --save-every may be given again. `auto`: go on with --out where it holds a run, else begin.", NULL, &resume, NULL, NULL},
-    {CLI_TEXT, "config", "FILE", "Take all settings from a run.json; options given beside it win.", NULL, &config, NULL, NULL},
-    {CLI_FLAG, "no-fingerprint", NULL, "Write the adapter byte for byte as PEFT does, without saying which model it belongs to.", NULL, &o.no_fingerprint, NULL, NULL},
-    {CLI_FLAG, "force", NULL, "Replace a run that is in --out.", NULL, &o.force, NULL, NULL},
+    {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},
+    {CLI_TEXT, "model", "PATH", "The frozen model: a Hugging Face folder or a GGUF file.", NULL, &cli_shared.model, NULL},
+    {CLI_TEXT, "data", "FILE", "Rows to learn from: JSON Lines with prompt and completion, text, messages or ids; or source||target lines.", NULL, &o.data, NULL},
+    {CLI_TEXT, "valid", "FILE", "Rows to validate on; the best adapter is kept.", NULL, &o.valid, NULL},
+    {CLI_TEXT, "out", "FOLDER", "Where the run goes: the adapter in PEFT's format, run.json, metrics.jsonl, checkpoint/.", NULL, &o.out, NULL},
+    {CLI_LIST, "tune", "PARTS", "What is learned: prefix:N, with options behind colons (prefix:20:lr=1e-2:init=@text.txt:reparam=512:dropout=0.1).", "prefix:20", &tunes, NULL},
+    {CLI_TEXT, "init", "HOW", "Where the prefix starts: random, zero, text:TEXT, text-file:FILE, adapter:FOLDER.", "random", &o.init, NULL},
+    {CLI_INT32, "reparam", "H", "Learn the prefix through a small network of hidden width H; it is flattened into the adapter.", "none", &o.reparam, NULL},
+    {CLI_SECTION, "How long", NULL, NULL, NULL, NULL, NULL},
+    {CLI_INT, "steps", "N", "Updates.", "from --epochs", &o.steps, NULL},
+    {CLI_NUMBER, "epochs", "X", "Passes over the data.", "1", &o.epochs, NULL},
+    {CLI_INT, "stop-after", "N", "Save and stop when step N is done; --resume goes on.", NULL, &o.stop_after, NULL},
+    {CLI_DURATION, "max-time", "TIME", "Save and stop after this time: 90s, 30m, 2h.", NULL, &o.max_seconds, NULL},
+    {CLI_INT32, "patience", "N", "Stop after N validations without a better loss.", "never", &o.patience, NULL},
+    {CLI_SECTION, "How", NULL, NULL, NULL, NULL, NULL},
+    {CLI_NUMBER, "lr", "X", "Peak learning rate.", "3e-2 for a prefix, 1e-3 with --reparam", &o.lr, NULL},
+    {CLI_INT, "warmup", "N", "Steps of linear warm-up.", "a twentieth of the run", &o.warmup, NULL},
+    {CLI_CHOICE, "schedule", "NAME", "After the warm-up: linear or cosine decay, or constant.", "linear", &o.schedule, schedules},
+    {CLI_INT32, "batch-rows", "N", "Rows a batch.", "16", &o.batch_rows, NULL},
+    {CLI_INT, "batch-tokens", "N", "Or: at most so many tokens a batch.", NULL, &o.batch_tokens, NULL},
+    {CLI_INT32, "accumulate", "N", "Batches whose gradients make one step.", "1", &o.accumulate, NULL},
+    {CLI_NUMBER, "weight-decay", "X", "Decoupled weight decay.", "0", &o.weight_decay, NULL},
+    {CLI_NUMBER, "clip", "X", "Largest global gradient norm; -1: none.", "1", &o.clip, NULL},
+    {CLI_NUMBER, "prefix-dropout", "P", "Dropout on the prefix's keys and values, one mask a step.", "0", &o.prefix_dropout, NULL},
+    {CLI_SEED, "seed", "N", "Of every random number: start, order, dropout.", "0", &o.seed, NULL},
+    {CLI_INT, "eval-every", "N", "Steps between validations; -1: never.", "five a run", &o.eval_every, NULL},
+    {CLI_INT, "save-every", "N", "Steps between checkpoints; -1: only at the end.", "five a run", &o.save_every, NULL},
+    {CLI_SECTION, "Going on and repeating", NULL, NULL, NULL, NULL, NULL},
+    {CLI_TEXT, "resume", "FOLDER", "Go on exactly with the run in FOLDER; every setting comes from its run.json, only --steps, --epochs, --patience, --eval-every and --save-every may be given again. `auto`: go on with --out where it holds a run, else begin.", NULL, &resume, NULL},
+    {CLI_TEXT, "config", "FILE", "Take all settings from a run.json; options given beside it win.", NULL, &config, NULL},
+    {CLI_FLAG, "no-fingerprint", NULL, "Write the adapter byte for byte as PEFT does, without saying which model it belongs to.", NULL, &o.no_fingerprint, NULL},
+    {CLI_FLAG, "force", NULL, "Replace a run that is in --out.", NULL, &o.force, NULL},
     CLI_DATA_OPTIONS(o.rows),
     CLI_COMMON_OPTIONS,
     {0},
@@ -113,6 +112,22 @@ static bool exists(const char *dir, const char *name) {
   return stat(path, &st) == 0;
 }
 
+/* A run keeps its settings: one that is given again beside --resume would be lost in silence. */
+static int refuse_other_settings(const char *dir) {
+  static const char *const may[] = {"resume",     "model",      "steps",    "epochs", "patience", "eval-every", "save-every",
+                                    "stop-after", "max-time",   "device",   "threads", "json",    "quiet",      "verbose"};
+  for (const cli_option *each = options; each->name; each++) {
+    bool allowed = each->kind == CLI_SECTION || !cli_given(&cli_train, each->name);
+    for (size_t i = 0; !allowed && i < sizeof may / sizeof *may; i++) allowed = strcmp(may[i], each->name) == 0;
+    if (!allowed)
+      return cli_usage_error(&cli_train,
+                             "--%s cannot be given again: --resume takes it from %s/run.json (--steps, --epochs, --patience, "
+                             "--eval-every and --save-every may change)",
+                             each->name, dir);
+  }
+  return 0;
+}
+
 static int go_on(const char *dir) {
   pfx_error err = {0};
   char *model_path = NULL;
@@ -122,8 +137,7 @@ static int go_on(const char *dir) {
   pfx_tokenizer *tokenizer = NULL;
   pfx_trainer *trainer = NULL;
   if (pfx_run_read(dir, &model_path, &dtype, &threads, &err) != PFX_OK) return cli_fail(&err);
-  if (!steps_given) o.steps = 0;
-  if (!epochs_given) o.epochs = 0;
+  if (!cli_given(&cli_train, "epochs")) o.epochs = 0;
   int code = cli_open_model(cli_shared.model ? cli_shared.model : model_path, dtype, cli_shared.threads ? cli_shared.threads : threads, false, &model, &tokenizer);
   if (code == 0) code = pfx_trainer_resume(model, tokenizer, dir, &o, &trainer, &err) == PFX_OK ? finish(trainer, dir) : cli_fail(&err);
   pfx_tokenizer_close(tokenizer);
@@ -136,11 +150,19 @@ static int go_on(const char *dir) {
 static int apply_config(int argc, char **argv, void **memory, char **model_path) {
   pfx_error err = {0};
   pfx_train_options from;
+  pfx_dtype dtype;
   cli_list rest;
+  char *unused = NULL;
+  if (pfx_run_read(config, &unused, &dtype, &cli_shared.threads, &err) != PFX_OK) return cli_fail(&err);
+  pfx_free(unused);
+  cli_shared.dtype = (int)dtype;
   if (pfx_run_options(config, &from, model_path, memory, &err) != PFX_OK) return cli_fail(&err);
   from.out = NULL; /* repeating into the same folder would be a mistake */
+  if (cli_given(&cli_train, "epochs")) from.steps = 0; /* of two ways to say the same, the one given here */
+  if (cli_given(&cli_train, "batch-tokens")) from.batch_rows = 0;
+  if (cli_given(&cli_train, "batch-rows")) from.batch_tokens = 0;
   o = from;
-  if (o.rows.loss_all) cli_loss = 1;
+  cli_loss = o.rows.loss_all;
   tunes.count = 0;
   return cli_parse(&cli_train, argc, argv, &rest);
 }
@@ -167,6 +189,7 @@ static int run(int argc, char **argv) {
   cli_catch_signals();
   bool automatic = resume && strcmp(resume, "auto") == 0;
   if (automatic && !o.out) return cli_usage_error(&cli_train, "--resume auto needs --out");
+  if (resume && !automatic && (code = refuse_other_settings(resume)) != 0) return code;
   if (automatic ? exists(o.out, "run.json") : resume != NULL) return go_on(automatic ? o.out : resume);
   if (!cli_shared.model) cli_shared.model = config_model;
   if (!cli_shared.model || !o.data || !o.out) return cli_usage_error(&cli_train, "train needs --model, --data and --out");

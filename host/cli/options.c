@@ -8,6 +8,8 @@
 
 #include "cli/cli.h"
 
+enum { MOST_OPTIONS = 128 };
+
 int cli_usage_error(const cli_command *command, const char *format, ...) {
   va_list args;
   va_start(args, format);
@@ -22,6 +24,13 @@ static const cli_option *find(const cli_command *command, const char *name, size
   for (const cli_option *o = command->options; o->name; o++)
     if (o->kind != CLI_SECTION && strlen(o->name) == len && strncmp(o->name, name, len) == 0) return o;
   return NULL;
+}
+
+static bool given[MOST_OPTIONS]; /* by place in the command's table */
+
+bool cli_given(const cli_command *command, const char *name) {
+  const cli_option *o = find(command, name, strlen(name));
+  return o && given[o - command->options];
 }
 
 /* Edits between two short words (Levenshtein). */
@@ -155,7 +164,7 @@ int cli_parse(const cli_command *command, int argc, char **argv, cli_list *rest)
     size_t len = equals ? (size_t)(equals - a - 2) : strlen(a + 2);
     const cli_option *o = find(command, a + 2, len);
     if (!o) return unknown(command, a + 2, len);
-    if (o->given) *o->given = true;
+    given[o - command->options] = true;
     if (o->kind == CLI_FLAG) {
       if (equals) return cli_usage_error(command, "--%s takes no value", o->name);
       *(bool *)o->value = true;

@@ -45,6 +45,7 @@ typedef struct px_run_record {
   int32_t prefix_tokens;
   const char *base, *data_digest, *valid_digest, *products, *version;
 } px_run_record;
+/* dir: the folder of a run, or the file itself under any name. */
 px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out, px_error *err);
 
 /* checkpoint.c: DIR/checkpoint and DIR's adapter. */

@@ -123,7 +123,8 @@ static void read_settings(reader *r, px_train_options *o) {
 
 px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out, px_error *err) {
   *out = (px_run_record){0};
-  char *path = px_arena_printf(arena, "%s/run.json", dir);
+  if (!px_file_exists(dir)) return px_fail(err, PX_BAD_FILE, "%s: no such file or folder", dir);
+  char *path = px_arena_printf(arena, px_file_is_dir(dir) ? "%s/run.json" : "%s", dir);
   if (!path) return px_fail(err, PX_NO_MEMORY, "no memory");
   if (!px_file_exists(path)) return px_fail(err, PX_BAD_FILE, "%s has no run.json: it is no training folder", dir);
   json_t *root = NULL;

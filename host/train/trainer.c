@@ -71,19 +71,26 @@ static px_status open_folder(const px_train_options *o, bool *made, px_error *er
                        "%s exists and is not empty: name another folder, or --force to write into it", o->out);
 }
 
-static void clear_old_run(const px_train_options *o) {
+/* Removes what writers that were killed left behind (FILE.tmp.XXXXXX), and with `all` the files of an old run too. */
+static void clean_folder(const px_run *run, const char *sub, bool all) {
+  static const char *const ours[] = {"metrics.jsonl", "run.json", "pfx_state.safetensors", "adapter_model.safetensors",
+                                     "adapter_config.json"};
   char path[PATH_MAX];
-  static const char *const old[] = {"metrics.jsonl",
-                                    "run.json",
-                                    "checkpoint/pfx_state.safetensors",
-                                    "checkpoint/adapter_model.safetensors",
-                                    "checkpoint/adapter_config.json",
-                                    "adapter_model.safetensors",
-                                    "adapter_config.json"};
-  for (size_t i = 0; i < sizeof old / sizeof *old; i++) {
-    snprintf(path, sizeof path, "%s/%s", o->out, old[i]);
-    unlink(path);
-  }
+  snprintf(path, sizeof path, "%s/%s", run->options.out, sub);
+  DIR *dir = opendir(path);
+  for (struct dirent *e; dir && (e = readdir(dir));)
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
+      size_t n = strlen(ours[i]);
+      if (strncmp(e->d_name, ours[i], n) != 0) continue;
+      const char *rest = e->d_name + n;
+      if ((all && !*rest) || (strncmp(rest, ".tmp.", 5) == 0 && strlen(rest) == 11)) unlinkat(dirfd(dir), e->d_name, 0);
+    }
+  if (dir) closedir(dir);
+}
+
+static void clean(const px_run *run, bool all) {
+  clean_folder(run, ".", all);
+  clean_folder(run, "checkpoint", all);
 }
 
 static px_status read_rows(px_run *run, px_error *err) {
@@ -387,7 +394,7 @@ px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_
   if (status == PX_OK && model->weights.mapped_bytes) status = px_source_verify((px_source *)&model->source, err);
   if (status == PX_OK) status = open_buffers(&run, err);
   if (status == PX_OK) {
-    clear_old_run(o);
+    clean(&run, true);
     status = px_run_write_json(&run, err);
   }
   if (status != PX_OK && made) rmdir(o->out); /* nothing began */
@@ -457,6 +464,8 @@ px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const 
   px_run_record record;
   bool found = false;
   px_status status = px_run_read_json(dir, &run.arena, &record, err);
+  if (status == PX_OK && !px_file_is_dir(dir))
+    status = px_fail(err, PX_INVALID, "%s is a file: --resume takes the folder of a run", dir);
   if (status == PX_OK) {
     run.options = record.options;
     run.options.out = dir; /* the folder may have moved */
@@ -464,6 +473,7 @@ px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const 
     status = set_up(&run, px_run_has_state(dir) ? record.prefix_tokens : 0, err);
   }
   if (status == PX_OK) status = check_record(&run, &record, err);
+  if (status == PX_OK) clean(&run, false);
   if (status == PX_OK) status = px_run_load(&run, &found, err);
   if (status == PX_OK && changes && (changes->steps > 0 || changes->epochs > 0)) {
     run.state.early_stopped = false;

@@ -139,12 +139,6 @@ class BadFolders(RunCase):
                      "cannot write locked/probe.safetensors: Permission denied", preexec_fn=as_nobody)
         self.assertEqual(files("locked"), [])
 
-    def test_no_run_to_go_on_with(self):
-        self.refused(["train", "--resume", "model"], 3, "model has no run.json: it is no training folder")
-        self.refused(["train", "--resume", "nowhere"], 3, "nowhere has no run.json: it is no training folder")
-        self.refused(["train", "--config", "nowhere/run.json", "--out", "x"], 3,
-                     "nowhere has no run.json: it is no training folder")
-
 
 class FullDisk(RunCase):
     def test_before_anything(self):
