@@ -131,7 +131,8 @@ px_status px_run_save(px_run *run, px_error *err) {
   if (run->metrics_fd >= 0) fsync(run->metrics_fd); /* a state must never be ahead of its metrics */
   PX_TRY(save_state(run, err));
   PX_TRY(px_run_save_adapter(run, dir, err));
-  return run->options.valid ? PX_OK : px_run_save_adapter(run, run->options.out, err);
+  /* The best adapter was kept when it was measured; as long as nothing was, the last one is the best known. */
+  return isnan(run->state.best_valid_loss) ? px_run_save_adapter(run, run->options.out, err) : PX_OK;
 }
 
 static px_status read_fields(px_run *run, const char *path, const px_meta *meta, size_t count, px_error *err) {

@@ -50,12 +50,23 @@ px_status px_metrics_open(px_run *run, px_error *err) {
   return PX_OK;
 }
 
+/* JSON has no NaN: a step without a labelled token has neither loss nor gradient. */
+static void add_number(px_buf *line, const char *key, double value) {
+  if (isfinite(value))
+    px_buf_printf(line, "\"%s\": %.9g, ", key, value);
+  else
+    px_buf_printf(line, "\"%s\": null, ", key);
+}
+
 px_status px_metrics_write(px_run *run, const px_metrics_line *m, px_error *err) {
   px_buf line = {0};
-  px_buf_printf(&line, "{\"step\": %lld, \"loss\": %.9g, \"lr\": %.9g, \"grad_norm\": %.9g, \"tokens\": %lld, \"tokens_per_s\": %.1f, \"seconds\": %.3f, \"peak_bytes\": %llu",
-                (long long)m->step, m->loss, m->lr, m->grad_norm, (long long)m->tokens, m->tokens_per_s, m->seconds,
-                (unsigned long long)m->peak_bytes);
-  if (!isnan(m->valid_loss)) px_buf_printf(&line, ", \"valid_loss\": %.9g", m->valid_loss);
+  px_buf_printf(&line, "{\"step\": %lld, ", (long long)m->step);
+  add_number(&line, "loss", m->loss);
+  px_buf_printf(&line, "\"lr\": %.9g, ", m->lr);
+  add_number(&line, "grad_norm", m->grad_norm);
+  px_buf_printf(&line, "\"tokens\": %lld, \"tokens_per_s\": %.1f, \"seconds\": %.3f, \"peak_bytes\": %llu", (long long)m->tokens,
+                m->tokens_per_s, m->seconds, (unsigned long long)m->peak_bytes);
+  if (isfinite(m->valid_loss)) px_buf_printf(&line, ", \"valid_loss\": %.9g", m->valid_loss);
   px_buf_puts(&line, "}\n");
   px_status status = line.failed ? px_fail(err, PX_NO_MEMORY, "no memory") : PX_OK;
   if (status == PX_OK) {

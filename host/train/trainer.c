@@ -144,6 +144,7 @@ static px_status set_up(px_run *run, int32_t restored_tokens, px_error *err) {
   o->init = px_tune_init_text(&run->spec, &run->arena);
   if (!o->init) return px_fail(err, PX_NO_MEMORY, "no memory");
   if (o->prefix_dropout > 0) run->spec.dropout = (float)o->prefix_dropout;
+  run->spec.weight_decay = (float)o->weight_decay;
   if (o->lr == 0) o->lr = run->spec.lr > 0 ? run->spec.lr : px_tune_usual_lr(&run->spec);
   PX_TRY(px_tune_open(run->model, run->be, run->tok, &run->spec, o->seed, &run->tune, err));
   PX_TRY(read_rows(run, err));
@@ -319,7 +320,7 @@ static px_status run_steps(px_run *run, px_error *err) {
     p.valid_loss = s->first_valid_loss;
     report(run, &p);
   }
-  while (s->step < o->steps && !s->early_stopped) {
+  while (s->step < o->steps && !s->early_stopped && (o->stop_after <= 0 || s->step < o->stop_after)) {
     px_progress p;
     px_status status = do_step(run, &p, err);
     if (status == PX_NOT_FINITE) {
@@ -456,6 +457,20 @@ static void apply_changes(px_run *run, const px_resume_changes *c) {
   o->max_seconds = c->max_seconds;
 }
 
+/* Once the state is there: what the changes mean for it; run.json records them. A new schedule, or another patience,
+ * decides anew whether the run has stopped early. */
+static px_status settle_changes(px_run *run, const px_resume_changes *c, px_error *err) {
+  const px_train_options *o = &run->options;
+  px_run_state *s = &run->state;
+  bool longer = c->steps > 0 || c->epochs > 0;
+  if (s->step > o->steps)
+    return px_fail(err, PX_INVALID, "%s has done %lld steps already: --steps %lld is less", o->out, (long long)s->step,
+                   (long long)o->steps);
+  if (longer) s->evals_without_better = 0;
+  if (longer || c->patience) s->early_stopped = o->patience > 0 && s->evals_without_better >= o->patience;
+  return longer || c->patience || c->eval_every || c->save_every ? px_run_write_json(run, err) : PX_OK;
+}
+
 px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const char *dir,
                           const px_resume_changes *changes, const px_train_callbacks *calls, px_train_result *result,
                           px_error *err) {
@@ -475,10 +490,7 @@ px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const 
   if (status == PX_OK) status = check_record(&run, &record, err);
   if (status == PX_OK) clean(&run, false);
   if (status == PX_OK) status = px_run_load(&run, &found, err);
-  if (status == PX_OK && changes && (changes->steps > 0 || changes->epochs > 0)) {
-    run.state.early_stopped = false;
-    status = px_run_write_json(&run, err);
-  }
+  if (status == PX_OK && changes) status = settle_changes(&run, changes, err);
   if (status == PX_OK) status = open_buffers(&run, err);
   if (status == PX_OK) status = px_metrics_open(&run, err);
   if (status == PX_OK) {

@@ -43,7 +43,7 @@ static int64_t lay_out(px_tune *t, px_prefix_part *p, float *base) {
 
 static void add_param(px_tune *t, const char *name, int dims, const int64_t *shape, float *value, float *grad, float *m, float *v) {
   px_param *p = &t->params[t->param_count++];
-  *p = (px_param){.name = name, .dims = dims, .count = 1, .value = value, .grad = grad, .m = m, .v = v};
+  *p = (px_param){.name = name, .dims = dims, .count = 1, .value = value, .grad = grad, .m = m, .v = v, .weight_decay = t->spec.weight_decay};
   for (int i = 0; i < dims; i++) {
     p->shape[i] = shape[i];
     p->count *= shape[i];

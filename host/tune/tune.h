@@ -20,6 +20,7 @@ typedef struct px_tune_spec {
   int32_t reparam_hidden; /* H; 0: the prefix is trained directly */
   double lr;              /* 0: the part's usual value */
   float dropout;          /* prefix dropout */
+  float weight_decay;     /* of everything trained; a fixed offset is none of it */
 } px_tune_spec;
 
 /* Reads "prefix:20", "prefix:20:init=@file:lr=1e-2:reparam=512". PX_INVALID says what is allowed. `init` and `reparam`
