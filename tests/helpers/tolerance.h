@@ -32,6 +32,9 @@
 /* Loss and prefix gradient (relative L2) of a batch against the float64 sum of its rows' alone: each row's own float32
  * roundings through the layers, in another order where it stands alone; sums of up to 300 rows in float32. */
 #define TOL_F32_BATCH 5e-6
+/* Two dozen steps of AdamW from gradients that are equal to TOL_F32_BATCH: its division by their own size makes the
+ * roundings of small gradients visible. */
+#define TOL_F32_TRAINED 1e-5
 /* Finite differences of the summed float32 loss of a whole model (about 80, so 5e-6 to a few roundings), fourth order
  * with step 0.05 at values of about one, relative to a tensor's largest gradient (0.3 and more): rounding makes up to
  * 3e-4 of it, truncation 1e-4 (at twice the step 1.5e-3, at half of it rounding 6e-4). */
