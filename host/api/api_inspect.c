@@ -118,21 +118,49 @@ static px_status of_run(const char *path, px_arena *arena, json_t *o, px_error *
   return PX_OK;
 }
 
-static px_status of_data(const char *path, json_t *o, px_error *err) {
+/* What the rows of a file are, by the first of them. */
+static const char *row_kind(const char *row, size_t bytes) {
+  static const char *const keys[] = {"ids", "messages", "text", "completion", "prompt"};
+  static const char *const kinds[] = {"ids and labels", "messages", "text", "prompt and completion", "prompt"};
+  json_t *object = json_loadb(row, bytes, 0, NULL);
+  const char *kind = json_is_object(object) ? "unknown" : memmem(row, bytes, "||", 2) ? "source||target" : "a prompt a line";
+  for (size_t i = sizeof keys / sizeof *keys; i-- > 0;)
+    if (json_object_get(object, keys[i])) kind = kinds[i];
+  json_decref(object);
+  return kind;
+}
+
+/* Rows are read as far as that is possible without a tokenizer. */
+static px_status of_data(const char *path, px_arena *arena, json_t *o, px_error *err) {
   px_map map;
   PX_TRY(px_map_open(path, &map, err));
-  char **prompts = NULL;
-  size_t count = 0, lines = 0;
-  px_arena arena = {0};
-  for (size_t i = 0; i < map.bytes; i++) lines += map.data[i] == '\n';
+  const char *kind = NULL, *data = (const char *)map.data, *end = data + map.bytes;
+  int64_t count = 0;
+  for (const char *at = data, *stop; at < end; at = stop + 1) {
+    stop = memchr(at, '\n', (size_t)(end - at));
+    if (!stop) stop = end;
+    while (at < stop && strchr(" \t\r", *at)) at++;
+    if (at < stop && count++ == 0) kind = row_kind(at, (size_t)(stop - at));
+  }
   set_text(o, "holds", "data");
   set_int(o, "bytes", (int64_t)map.bytes);
-  set_int(o, "lines", (int64_t)lines);
-  px_status status = px_prompts_read(path, &prompts, &count, &arena, err);
-  if (status == PX_OK) set_int(o, "prompts", (int64_t)count);
-  px_arena_free(&arena);
+  set_text(o, "rows_hold", kind);
+  set_int(o, "rows", count);
   px_map_close(&map);
-  return status;
+  if (!kind) return px_fail(err, PX_BAD_FILE, "%s: is empty", path);
+  if (strcmp(kind, "ids and labels") == 0) {
+    px_rows rows;
+    PX_TRY(px_rows_read(path, NULL, &(px_row_options){0}, NULL, &rows, err));
+    set_int(o, "tokens", (int64_t)rows.offsets[rows.count]);
+    set_int(o, "scored_tokens", (int64_t)rows.scored_tokens);
+    set_int(o, "longest_row", (int64_t)rows.longest);
+    px_rows_free(&rows);
+    return PX_OK;
+  }
+  if (strncmp(kind, "prompt", 6) != 0) return PX_OK;
+  char **prompts = NULL;
+  size_t prompt_count = 0;
+  return px_prompts_read(path, &prompts, &prompt_count, arena, err);
 }
 
 static bool ends_with(const char *text, const char *end) {
@@ -156,7 +184,7 @@ static px_status look(const char *path, bool verify, px_arena *arena, json_t *o,
     add_tokenizer(path, o);
     return PX_OK;
   } else if (!ends_with(path, "tokenizer.json")) {
-    return of_data(path, o, err);
+    return of_data(path, arena, o, err);
   }
   px_tokenizer *tok = NULL;
   px_status status = px_tokenizer_open(path, &tok, err);

@@ -61,6 +61,7 @@ int cli_completion(const char *shell, FILE *out);
 
 /* "pfx: message" on standard error; the exit code that belongs to the status. */
 int cli_fail(const pfx_error *err);
+int cli_unknown_command(const char *name);
 int cli_usage_error(const cli_command *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Options that every command has. */
@@ -86,7 +87,7 @@ bool cli_stopped(void *user);
 
 /* One line that is rewritten on a terminal, a line every few seconds elsewhere; nothing with --quiet or --json. */
 void cli_status(bool last, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* Writes text as a JSON string. */
+/* Writes text as a JSON string; bytes that are no UTF-8 become U+FFFD. */
 void cli_json_text(FILE *out, const char *text, size_t bytes);
 /* A number, or null where it is none. */
 void cli_json_number(FILE *out, double value);

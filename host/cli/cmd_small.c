@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * The small commands: inspect, check, tokenize, probe. */
+#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -65,6 +66,7 @@ static int run_check(int argc, char **argv) {
   char *warning = NULL;
   int code = cli_parse(&cli_check, argc, argv, &rest);
   if (code >= 0) return code;
+  if (rest.count) return cli_usage_error(&cli_check, "check takes no argument \"%s\"", rest.items[0]);
   if (!cli_shared.model || !adapter_path) return cli_usage_error(&cli_check, "check needs --model and --adapter");
   if (pfx_adapter_open(adapter_path, &adapter, &err) != PFX_OK) return cli_fail(&err);
   code = cli_open_model(cli_shared.model, (pfx_dtype)cli_shared.dtype, cli_shared.threads, false, &model, &tokenizer);
@@ -106,20 +108,25 @@ static const cli_option tokenize_options[] = {
     {0},
 };
 
+static int bad_line(long number, const char *what) {
+  fprintf(stderr, "pfx: standard input: line %ld: %s\n", number, what);
+  return 3;
+}
+
 /* One line of ids, separated by anything that is no digit. */
-static int decode_line(const pfx_tokenizer *tokenizer, const char *line, pfx_error *err) {
+static int decode_line(const pfx_tokenizer *tokenizer, const char *line, long number, pfx_error *err) {
   size_t count = 0, bytes = 0;
   int32_t *ids = malloc((strlen(line) / 2 + 1) * sizeof *ids);
-  char *text = NULL;
-  if (!ids) return 5;
+  char *text = NULL, *end;
+  if (!ids) return bad_line(number, "no memory for it");
   while (*(line += strcspn(line, "0123456789"))) {
-    char *end;
-    ids[count++] = (int32_t)strtol(line, &end, 10);
+    long long id = strtoll(line, &end, 10);
+    ids[count++] = id > INT32_MAX ? INT32_MAX : (int32_t)id; /* no vocabulary is that large: decode refuses it */
     line = end;
   }
   pfx_status status = pfx_tokenizer_decode(tokenizer, ids, count, false, &text, &bytes, err);
   free(ids);
-  if (status != PFX_OK) return cli_fail(err);
+  if (status != PFX_OK) return bad_line(number, err->message);
   if (cli_shared.json)
     cli_json_text(stdout, text, bytes);
   else
@@ -129,47 +136,60 @@ static int decode_line(const pfx_tokenizer *tokenizer, const char *line, pfx_err
   return 0;
 }
 
-static unsigned hex4(const char *at) {
-  char digits[5] = {0};
-  memcpy(digits, at, strnlen(at, 4));
-  return (unsigned)strtoul(digits, NULL, 16);
+/* Four hexadecimal digits, or -1. */
+static int hex4(const char *at) {
+  static const char digits[] = "0123456789abcdef";
+  int value = 0;
+  for (int i = 0; i < 4; i++) {
+    const char *digit = at[i] ? strchr(digits, tolower((unsigned char)at[i])) : NULL;
+    if (!digit) return -1;
+    value = value * 16 + (int)(digit - digits);
+  }
+  return value;
 }
 
-static size_t put_utf8(char *to, unsigned c) {
+static size_t put_utf8(char *to, int c) {
   if (c < 0x80) return to[0] = (char)c, 1;
   if (c < 0x800) return to[0] = (char)(0xc0 | c >> 6), to[1] = (char)(0x80 | (c & 63)), 2;
   if (c < 0x10000) return to[0] = (char)(0xe0 | c >> 12), to[1] = (char)(0x80 | (c >> 6 & 63)), to[2] = (char)(0x80 | (c & 63)), 3;
   return to[0] = (char)(0xf0 | c >> 18), to[1] = (char)(0x80 | (c >> 12 & 63)), to[2] = (char)(0x80 | (c >> 6 & 63)), to[3] = (char)(0x80 | (c & 63)), 4;
 }
 
-/* A JSON string in place; its length, or -1 when it is none. */
+/* The character of an escape uXXXX, two of them where they are a pair; half a pair is U+FFFD. Moves *from behind it. */
+static int unicode_escape(const char **from) {
+  int c = hex4(*from + 1), low;
+  if (c < 0) return -1;
+  *from += 5;
+  if (c >= 0xd800 && c < 0xdc00 && (*from)[0] == '\\' && (*from)[1] == 'u' && (low = hex4(*from + 2)) >= 0xdc00 && low < 0xe000) {
+    *from += 6;
+    return 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
+  }
+  return c >= 0xd800 && c < 0xe000 ? 0xfffd : c;
+}
+
+/* A JSON string in place; its length, or -1 when the line is none. */
 static long unquote(char *line) {
-  char *from = line + strspn(line, " \t"), *to = line;
+  static const char codes[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
+  const char *from = line + strspn(line, " \t");
+  char *to = line;
   if (*from++ != '"') return -1;
   while (*from != '"') {
-    if (!*from) return -1;
+    if ((unsigned char)*from < 0x20) return -1;
     if (*from != '\\') {
       *to++ = *from++;
-      continue;
-    }
-    static const char codes[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
-    const char *known = from[1] ? strchr(codes, from[1]) : NULL;
-    if (known) {
-      *to++ = values[known - codes];
-      from += 2;
-    } else if (from[1] == 'u' && strnlen(from, 6) == 6) {
-      unsigned c = hex4(from + 2);
-      from += 6;
-      if (c >= 0xd800 && c < 0xdc00 && from[0] == '\\' && from[1] == 'u') {
-        c = 0x10000 + ((c - 0xd800) << 10) + (hex4(from + 2) - 0xdc00);
-        from += 6;
-      }
+    } else if (*++from == 'u') {
+      int c = unicode_escape(&from);
+      if (c < 0) return -1;
       to += put_utf8(to, c);
     } else {
-      return -1;
+      const char *known = *from ? strchr(codes, *from) : NULL;
+      if (!known) return -1;
+      *to++ = values[known - codes];
+      from++;
     }
   }
-  return to - line;
+  from++;
+  return from[strspn(from, " \t\r")] ? -1 : to - line;
 }
 
 static int encode_line(const pfx_tokenizer *tokenizer, char *line, size_t bytes, long number, pfx_error *err) {
@@ -177,10 +197,7 @@ static int encode_line(const pfx_tokenizer *tokenizer, char *line, size_t bytes,
   size_t count = 0;
   if (cli_shared.json) {
     long length = unquote(line);
-    if (length < 0) {
-      fprintf(stderr, "pfx: standard input: line %ld is no JSON string\n", number);
-      return 3;
-    }
+    if (length < 0) return bad_line(number, "no JSON string");
     bytes = (size_t)length;
   }
   if (pfx_tokenizer_encode(tokenizer, line, bytes, &ids, &count, err) != PFX_OK) return cli_fail(err);
@@ -200,13 +217,14 @@ static int run_tokenize(int argc, char **argv) {
   long number = 0;
   int code = cli_parse(&cli_tokenize, argc, argv, &rest);
   if (code >= 0) return code;
+  if (rest.count) return cli_usage_error(&cli_tokenize, "tokenize takes no argument \"%s\"", rest.items[0]);
   if (!cli_shared.model) return cli_usage_error(&cli_tokenize, "tokenize needs --model");
   if (pfx_tokenizer_open(cli_shared.model, &tokenizer, &err) != PFX_OK) return cli_fail(&err);
   code = 0;
   while (code == 0 && (got = getline(&line, &cap, stdin)) >= 0) {
     number++;
     if (got && line[got - 1] == '\n') line[--got] = 0;
-    code = decode ? decode_line(tokenizer, line, &err) : encode_line(tokenizer, line, (size_t)got, number, &err);
+    code = decode ? decode_line(tokenizer, line, number, &err) : encode_line(tokenizer, line, (size_t)got, number, &err);
   }
   free(line);
   pfx_tokenizer_close(tokenizer);
@@ -251,6 +269,7 @@ static int run_probe(int argc, char **argv) {
   cli_shared.dtype = PFX_DTYPE_F32;
   int code = cli_parse(&cli_probe, argc, argv, &rest);
   if (code >= 0) return code;
+  if (rest.count) return cli_usage_error(&cli_probe, "probe takes no argument \"%s\"", rest.items[0]);
   if (!cli_shared.model || !probe.data || !probe.out) return cli_usage_error(&cli_probe, "probe needs --model, --data and --out");
   probe.rows.loss_all = cli_loss == 1;
   probe.log = cli_log;

@@ -122,18 +122,34 @@ void cli_status(bool last, const char *format, ...) {
   }
 }
 
+/* Bytes of the UTF-8 character at text, 0 where there is none. */
+static size_t utf8_bytes(const unsigned char *text, size_t left) {
+  size_t n = *text < 0x80 ? 1 : *text < 0xc2 ? 0 : *text < 0xe0 ? 2 : *text < 0xf0 ? 3 : *text < 0xf5 ? 4 : 0;
+  if (n > left) return 0;
+  for (size_t i = 1; i < n; i++)
+    if ((text[i] & 0xc0) != 0x80) return 0;
+  bool wrong = (*text == 0xe0 && text[1] < 0xa0) || (*text == 0xed && text[1] > 0x9f) || (*text == 0xf0 && text[1] < 0x90) ||
+               (*text == 0xf4 && text[1] > 0x8f);
+  return wrong ? 0 : n;
+}
+
 void cli_json_text(FILE *out, const char *text, size_t bytes) {
   fputc('"', out);
-  for (size_t i = 0; i < bytes; i++) {
-    unsigned char c = (unsigned char)text[i];
-    if (c == '"' || c == '\\')
-      fprintf(out, "\\%c", c);
-    else if (c == '\n')
+  for (size_t i = 0, n; i < bytes; i += n) {
+    const unsigned char *c = (const unsigned char *)text + i;
+    n = utf8_bytes(c, bytes - i);
+    if (n == 0) {
+      fputs("\\ufffd", out);
+      n = 1;
+    } else if (*c == '"' || *c == '\\') {
+      fprintf(out, "\\%c", *c);
+    } else if (*c == '\n') {
       fputs("\\n", out);
-    else if (c < 0x20)
-      fprintf(out, "\\u%04x", c);
-    else
-      fputc(c, out);
+    } else if (*c < 0x20) {
+      fprintf(out, "\\u%04x", *c);
+    } else {
+      fwrite(c, 1, n, out);
+    }
   }
   fputc('"', out);
 }

@@ -26,7 +26,7 @@ static int run(int argc, char **argv) {
   if (strcmp(name, "--completion") == 0) return cli_completion(argc > 2 ? argv[2] : "", stdout);
   for (size_t i = 0; i < sizeof later / sizeof *later; i++)
     if (strcmp(later[i], name) == 0) return cli_usage_error(NULL, "the command \"%s\" is not part of this release", name);
-  return cli_usage_error(NULL, "there is no command \"%s\"", name);
+  return cli_unknown_command(name);
 }
 
 /* Results that did not reach their reader are a failure; a reader that went away needs no message. */

@@ -65,6 +65,13 @@ static int unknown(const cli_command *command, const char *name, size_t len) {
   return cli_usage_error(command, "%s has no option --%.*s", command->name, (int)len, name);
 }
 
+int cli_unknown_command(const char *name) {
+  for (int i = 0; cli_commands[i]; i++)
+    if (distance(name, strlen(name), cli_commands[i]->name) < 3)
+      return cli_usage_error(NULL, "there is no command \"%s\"; did you mean %s?", name, cli_commands[i]->name);
+  return cli_usage_error(NULL, "there is no command \"%s\"", name);
+}
+
 static int bad_value(const cli_command *command, const cli_option *o, const char *text, const char *wanted) {
   return cli_usage_error(command, "--%s needs %s, not \"%s\"", o->name, wanted, text);
 }

@@ -97,7 +97,7 @@ static px_status read_rows(px_run *run, px_error *err) {
   px_train_options *o = &run->options;
   const px_config *c = px_model_config(run->model);
   int room = c->context - run->tune->tokens;
-  if (room < 1)
+  if (room < 2)
     return px_fail(err, PX_INVALID, "%d virtual tokens leave no room in the model's context of %d", run->tune->tokens,
                    c->context);
   if (o->rows.max_row_tokens <= 0) o->rows.max_row_tokens = room;
