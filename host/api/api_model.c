@@ -38,13 +38,15 @@ void pfx_model_info_get(const pfx_model *model, pfx_model_info *info) {
                            .kv_heads = c->kv_heads, .head_dim = c->head_dim, .ffn_dim = c->ffn_dim, .vocab = c->vocab, .context = c->context,
                            .dtype = m->dtype == PX_BF16 ? PFX_DTYPE_BF16 : PFX_DTYPE_F32, .threads = m->be->threads,
                            .arch = m->fingerprint.arch, .base = m->fingerprint.base, .products = m->be->products, .open_seconds = m->open_seconds};
-  px_source *source = (px_source *)(uintptr_t)&m->source; /* only its arena grows, and only here */
-  if (px_source_tensors(source, &tensors, &count, NULL) == PX_OK)
+  px_source own = m->source; /* the list of tensors goes into an arena of this call: threads share the model */
+  own.arena = (px_arena){0};
+  if (px_source_tensors(&own, &tensors, &count, NULL) == PX_OK)
     for (size_t i = 0; i < count; i++) info->parameters += tensors[i].tensor.rows * tensors[i].tensor.cols;
+  px_arena_free(&own.arena);
 }
 
 pfx_status pfx_model_verify_wait(const pfx_model *model, pfx_error *err) {
-  return px_api_status(px_source_verify((px_source *)(uintptr_t)&model->model->source, px_api_error(err)));
+  return px_api_status(px_source_verify(&model->model->source, px_api_error(err)));
 }
 
 pfx_status pfx_tokenizer_open(const char *path, pfx_tokenizer **tokenizer, pfx_error *err) {

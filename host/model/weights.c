@@ -209,22 +209,27 @@ px_status px_weights_load(px_source *source, px_backend *be, px_dtype dtype, px_
   return l.status;
 }
 
-px_status px_source_verify(px_source *source, px_error *err) {
+static px_status verify(const px_named_tensor *named, px_error *err) {
+  const px_canonical *t = &named->tensor;
+  int64_t total = px_tensor_elements(t->view), chunks = (total + CHUNK - 1) / CHUNK, bad = INT64_MAX;
+#pragma omp parallel for schedule(static) reduction(min : bad)
+  for (int64_t c = 0; c < chunks; c++) {
+    float values[CHUNK];
+    int64_t at = c * CHUNK, found = convert(t, at, total - at < CHUNK ? total - at : CHUNK, PX_F32, values);
+    if (found >= 0 && at + found < bad) bad = at + found;
+  }
+  return bad != INT64_MAX ? not_finite(named, bad, err) : PX_OK;
+}
+
+px_status px_source_verify(const px_source *source, px_error *err) {
+  px_source own = *source; /* the list of tensors goes into an arena of this call: threads share the source */
+  own.arena = (px_arena){0};
   px_named_tensor *tensors = NULL;
   size_t count = 0;
-  PX_TRY(px_source_tensors(source, &tensors, &count, err));
-  for (size_t i = 0; i < count; i++) {
-    const px_canonical *t = &tensors[i].tensor;
-    int64_t total = px_tensor_elements(t->view), chunks = (total + CHUNK - 1) / CHUNK, bad = INT64_MAX;
-#pragma omp parallel for schedule(static) reduction(min : bad)
-    for (int64_t c = 0; c < chunks; c++) {
-      float values[CHUNK];
-      int64_t at = c * CHUNK, found = convert(t, at, total - at < CHUNK ? total - at : CHUNK, PX_F32, values);
-      if (found >= 0 && at + found < bad) bad = at + found;
-    }
-    if (bad != INT64_MAX) return not_finite(&tensors[i], bad, err);
-  }
-  return PX_OK;
+  px_status status = px_source_tensors(&own, &tensors, &count, err);
+  for (size_t i = 0; status == PX_OK && i < count; i++) status = verify(&tensors[i], err);
+  px_arena_free(&own.arena);
+  return status;
 }
 
 void px_weights_free(px_weights *w, px_backend *be) {

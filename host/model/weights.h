@@ -82,7 +82,7 @@ float px_canonical_value(const px_canonical *t, int64_t index);
  * host-visible backend, and are then not searched for NaN; all converted ones are: PX_BAD_FILE with name and index. */
 px_status px_weights_load(px_source *source, px_backend *be, px_dtype dtype, px_weights *out, px_error *err);
 /* Searches mapped tensors for values that are not finite. */
-px_status px_source_verify(px_source *source, px_error *err);
+px_status px_source_verify(const px_source *source, px_error *err);
 void px_weights_free(px_weights *w, px_backend *be);
 
 #endif

@@ -392,7 +392,7 @@ px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_
   o->data = absolute(&run, o->data);
   o->valid = absolute(&run, o->valid);
   if (status == PX_OK) status = set_up(&run, 0, err);
-  if (status == PX_OK && model->weights.mapped_bytes) status = px_source_verify((px_source *)&model->source, err);
+  if (status == PX_OK && model->weights.mapped_bytes) status = px_source_verify(&model->source, err);
   if (status == PX_OK) status = open_buffers(&run, err);
   if (status == PX_OK) {
     clean(&run, true);

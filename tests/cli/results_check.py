@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The command's numbers and texts are those of the golden files, made by PEFT on transformers in float64; and generate
+keeps its promises: a batch equals its prompts alone, stop texts, limits, chat, text as it appears."""
+import json
+import os
+import signal
+
+import command
+from command import GOLDEN, add_tokenizer, copy_model, ids_text, numbers, read_safetensors, write, write_rows
+
+CASES = {"gpt2": 97, "llama_tied": 128, "llama3_new": 160, "llama_bf16": 112, "mistral": 104, "qwen2": 136, "qwen3": 144}
+F32 = ("--dtype", "f32", "--threads", "1")
+
+
+def golden_rows(golden):
+    ids, labels, offsets = (numbers(golden[name]) for name in ("ids", "labels", "offsets"))
+    return [{"ids": ids[a:b], "labels": labels[a:b]} for a, b in zip(offsets, offsets[1:])]
+
+
+class Golden(command.CommandTest):
+    def setUp(self):
+        super().setUp()
+        self.tensors, self.meta = {}, {}
+
+    def each_case(self):
+        for case in CASES:
+            with self.subTest(case):
+                self.tensors, self.meta = read_safetensors(f"{GOLDEN}/{case}/golden.safetensors")
+                yield case, ("--model", copy_model(case, case), *F32), ("--adapter", f"{GOLDEN}/{case}/adapter")
+
+    def test_greedy_text(self):
+        for case, model, adapter in self.each_case():
+            add_tokenizer(case, CASES[case])
+            prompts, offsets = numbers(self.tensors["greedy.prompts"]), numbers(self.tensors["greedy.offsets"])
+            write_rows("prompts.jsonl", [{"prompt": ids_text(prompts[a:b])} for a, b in zip(offsets, offsets[1:])])
+            for name, more in (("greedy.ids", ()), ("adapter.greedy.ids", adapter)):
+                ids = numbers(self.tensors[name])
+                out, err = self.pfx("generate", *model, *more, "--prompts", "prompts.jsonl", "--max-tokens", "12", "--json",
+                                    "--quiet")
+                self.assertEqual([json.loads(line)["text"] for line in out.splitlines()],
+                                 [ids_text(ids[at:at + 12]) for at in range(0, len(ids), 12)])
+
+    def test_loss(self):
+        for case, model, adapter in self.each_case():
+            write_rows("rows.jsonl", golden_rows(self.tensors))
+            out, err = self.pfx("eval", *model, *adapter, "--data", "rows.jsonl", "--json", "--quiet")
+            for line, name in zip(map(json.loads, out.splitlines()), ("loss", "adapter.loss")):
+                wanted = float(self.meta[name])
+                self.assertLess(abs(line["loss"] - wanted), 2e-6 * wanted, name)
+
+    def test_probe(self):
+        for case, model, adapter in self.each_case():
+            write_rows("rows.jsonl", golden_rows(self.tensors))
+            self.pfx("probe", *model, *adapter, "--data", "rows.jsonl", "--out", "probe.safetensors", "--quiet")
+            probe, _ = read_safetensors("probe.safetensors")
+            self.assertEqual(sorted(probe), ["grad.prompt_embeddings", "ids", "labels", "logits", "loss", "offsets"])
+            for name in ("ids", "offsets"):
+                self.assertEqual(numbers(probe[name]), numbers(self.tensors[name]), name)
+            got, wanted = numbers(probe["logits"]), numbers(self.tensors["adapter.logits"])
+            self.assertEqual(probe["logits"][1], self.tensors["adapter.logits"][1])
+            self.assertLess(max(abs(a - b) for a, b in zip(got, wanted)), 2e-5 * max(map(abs, wanted)))
+            got, wanted = numbers(probe["grad.prompt_embeddings"]), numbers(self.tensors["adapter.grad"])
+            error = sum((a - b) ** 2 for a, b in zip(got, wanted)) ** 0.5
+            self.assertLess(error, 1e-5 * sum(b * b for b in wanted) ** 0.5)
+            self.pfx("probe", *model, "--data", "rows.jsonl", "--out", "probe.safetensors", "--quiet")
+            self.assertNotIn("grad.prompt_embeddings", read_safetensors("probe.safetensors")[0])
+
+
+class Generate(command.CommandTest):
+    PROMPTS = ["abc", "The capital", "x" * 60, "zz9", "q", "name[Blue]", "abc"]
+
+    def setUp(self):
+        super().setUp()
+        self.model = copy_model("qwen2")
+        add_tokenizer(self.model, 134, special=("<|im_start|>", "<|im_end|>"))
+
+    def generate(self, *more, **how):
+        return self.pfx("generate", "--model", self.model, *F32, *more, **how)[0]
+
+    def alone(self, prompt, *more):
+        out = self.generate("--prompt", prompt, *more)
+        self.assertEqual(out[-1:], "\n")
+        return out[:-1]
+
+    def test_a_batch_equals_its_prompts_alone(self):
+        adapter = ("--adapter", f"{GOLDEN}/qwen2/adapter", "--quiet")
+        write_rows("prompts.jsonl", [{"prompt": text, "completion": "ignored"} for text in self.PROMPTS])
+        for more in ((), adapter):
+            wanted = [self.alone(text, "--max-tokens", "30", *more) for text in self.PROMPTS]
+            self.assertGreater(len(set(wanted)), 4)
+            for rows in ("1", "3", "16"):
+                out = self.generate("--prompts", "prompts.jsonl", "--max-tokens", "30", "--batch-rows", rows, *more)
+                self.assertEqual(out, "\n---\n".join(wanted) + "\n")
+        self.assertEqual(out, self.generate("--prompts", "prompts.jsonl", "--max-tokens", "30", *adapter, "--threads", "2"))
+
+    def test_prompts_of_lines_and_of_standard_input(self):
+        write("prompts.txt", "abc\nThe capital\n\nzz9")
+        wanted = [self.alone(text, "--max-tokens", "8") for text in ("abc", "The capital", "zz9")]
+        self.assertEqual(self.generate("--prompts", "prompts.txt", "--max-tokens", "8"), "\n---\n".join(wanted) + "\n")
+        self.assertEqual(self.generate("--max-tokens", "8", stdin="The capital\n"), wanted[1] + "\n")
+        self.refused(["generate", "--model", self.model, "--max-tokens", "8"], 2,
+                     "the prompt is empty and the model has no begin token: give it some text")
+        write("empty.txt", "")
+        self.refused(["generate", "--model", self.model, "--prompts", "empty.txt"], 3, "empty.txt: no prompts in it")
+
+    def test_stop_texts(self):
+        text = self.alone("The capital", "--max-tokens", "40")
+        for stop in (text[5:8], text[17:18], text[:2]):
+            self.assertEqual(self.alone("The capital", "--max-tokens", "40", "--stop", stop), text[:text.index(stop)])
+        first = min((text.index(stop), stop) for stop in (text[20:23], text[9:13]))
+        self.assertEqual(self.alone("The capital", "--max-tokens", "40", "--stop", text[20:23], "--stop", text[9:13]),
+                         text[:first[0]])
+        self.assertEqual(self.alone("The capital", "--max-tokens", "40", "--stop", text[-1] * 50), text)
+        result = json.loads(self.generate("--prompt", "The capital", "--max-tokens", "40", "--stop", text[5:8], "--json"))
+        self.assertEqual((result["text"], result["finish"]), (text[:text.index(text[5:8])], "stop_text"))
+
+    def test_limits(self):
+        for count in (1, 2, 7):
+            ids = self.pfx("tokenize", "--model", self.model, stdin=self.alone("abc", "--max-tokens", str(count)))[0]
+            self.assertEqual(len(ids.split()), count)
+        result = json.loads(self.generate("--prompt", "abc", "--max-tokens", "1000", "--json"))
+        self.assertEqual(result["finish"], "context")
+        ids = self.pfx("tokenize", "--model", self.model, stdin=result["text"])[0]
+        self.assertEqual(len(ids.split()), 125)
+        self.refused(["generate", "--model", self.model, "--prompt", "x" * 128], 2,
+                     "a prompt of 128 tokens leaves no room in the model's context of 128 (0 of it taken by the prefix)")
+
+    def test_sampling(self):
+        hot = ("--max-tokens", "20", "--temperature", "1.5", "--top-p", "0.95")
+        text = self.alone("abc", *hot, "--seed", "1")
+        self.assertEqual(self.alone("abc", *hot, "--seed", "1"), text)
+        self.assertNotEqual(self.alone("abc", *hot, "--seed", "2"), text)
+        greedy = self.alone("abc", "--max-tokens", "20")
+        self.assertEqual(self.alone("abc", *hot, "--top-k", "1"), greedy)
+        self.assertEqual(self.alone("abc", *hot, "--min-p", "1"), greedy)
+        write("prompts.txt", "abc\nabc\nabc\n")  # the random stream belongs to (seed, row, position)
+        texts = self.generate("--prompts", "prompts.txt", *hot, "--seed", "1").split("\n---\n")
+        self.assertEqual(texts[0], text)
+        self.assertEqual(len(set(texts)), 3)
+        self.assertEqual(self.generate("--prompts", "prompts.txt", *hot, "--seed", "1", "--batch-rows", "1").split("\n---\n"), texts)
+        self.refused(["generate", "--model", self.model, "--prompt", "x", "--top-p", "2"], 2,
+                     "temperature and top-k must not be negative, top-p must be in (0, 1], min-p in [0, 1], the repetition "
+                     "penalty positive")
+
+    def test_chat(self):
+        self.refused(["generate", "--model", self.model, "--prompt", "Hi", "--chat"], 2,
+                     "the model has no chat template: name one with --template")
+        written = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        chat = self.generate("--prompt", "Hi", "--chat", "--template", "chatml", "--max-tokens", "16")
+        self.assertEqual(chat, self.generate("--prompt", written, "--max-tokens", "16"))
+        self.assertNotEqual(chat, self.generate("--prompt", "Hi", "--max-tokens", "16"))
+
+    def test_text_appears_as_it_is_made(self):
+        """Long before the end there is text, and Ctrl-C keeps it."""
+        self.model = copy_model("llama_f16", "long", max_position_embeddings=1 << 20)
+        add_tokenizer(self.model, 64)
+        os.remove("long/generation_config.json")  # no end token
+        write("long/tokenizer_config.json", "{}")
+        process = self.start("generate", "--model", "long", *F32, "--prompt", "<|5|>", "--max-tokens", "1000000")
+        begin = os.read(process.stdout.fileno(), 20)
+        self.assertTrue(begin)
+        self.assertIsNone(process.poll(), "a million tokens cannot be done")
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=120)
+        self.assertEqual((process.returncode, err.decode()), (130, "pfx: generation was stopped\n"))
+        self.assertEqual(rest[-1:], b"\n")
+        text = (begin + rest).decode()
+        self.assertTrue(self.alone("<|5|>", "--max-tokens", "20").startswith(text[:20].rstrip("\n")))
+
+
+if __name__ == "__main__":
+    command.main()
