@@ -224,6 +224,30 @@ static void another_patience_lets_a_stopped_run_go_on(void **state) {
   assert_false(result.early_stopped);
 }
 
+/* A loss that is not finite stops the run with the step named, in the state before it: bit for bit that of a run that
+ * stopped there; going on says the same again. */
+static void a_loss_that_is_not_finite_leaves_the_last_good_state(void **state) {
+  (void)state;
+  px_error err = {0};
+  px_train_result result;
+  px_train_options o = run_options(&place, "infinite"), good = run_options(&place, "finite");
+  char message[200];
+  o.warmup = 12; /* the rate passes what float32 can bear somewhere on the way */
+  o.lr = 1e38;
+  o.clip = -1;
+  o.save_every = good.save_every = -1;
+  good.warmup = o.warmup, good.lr = o.lr, good.clip = o.clip;
+  assert_int_equal(px_train_run(place.model, NULL, &o, NULL, &result, &err), PX_NOT_FINITE);
+  good.stop_after = result.step;
+  snprintf(message, sizeof message,
+           "step %lld: the %s is not finite; no tensor was changed. Try a smaller --lr, more --warmup, or --dtype f32",
+           (long long)result.step + 1, strstr(err.message, "the loss") ? "loss" : "gradient norm");
+  assert_string_equal(err.message, message);
+  ASSERT_FAILS(px_train_resume(place.model, NULL, o.out, NULL, NULL, &result, &err), PX_NOT_FINITE, message);
+  ASSERT_OK(px_train_run(place.model, NULL, &good, NULL, &result, &err));
+  run_expect_same(good.out, o.out);
+}
+
 static void damaged_states_are_refused(void **state) {
   (void)state;
   px_error err = {0};
@@ -267,6 +291,7 @@ int main(void) {
       cmocka_unit_test(a_longer_run_follows_a_new_schedule),
       cmocka_unit_test(a_run_cannot_become_shorter_than_it_is),
       cmocka_unit_test(another_patience_lets_a_stopped_run_go_on),
+      cmocka_unit_test(a_loss_that_is_not_finite_leaves_the_last_good_state),
       cmocka_unit_test(damaged_states_are_refused),
   };
   return cmocka_run_group_tests(tests, set_up, tear_down);
