@@ -61,8 +61,8 @@ pfx_status pfx_adapter_write_kv(const pfx_adapter *adapter, int32_t layer, const
   if (layer < 0 || layer >= c->layers) return px_api_status(px_fail(e, PX_INVALID, "layer %d is out of range (0 to %lld)", layer, (long long)c->layers - 1));
   if (!t.k || !t.v) return px_api_status(px_fail(e, PX_INVALID, "the target has no memory for keys or values"));
   if (t.type > PFX_KV_BF16 || t.rotary > PFX_ROTARY_INTERLEAVED) return px_api_status(px_fail(e, PX_INVALID, "the target's type or rotary layout is not known"));
-  if (t.first_head < 0 || t.head_count < 1 || t.first_head + t.head_count > c->heads)
-    return px_api_status(px_fail(e, PX_INVALID, "heads %d to %d are out of range (the prefix has %lld)", t.first_head, t.first_head + t.head_count - 1,
+  if (t.first_head < 0 || t.head_count < 1 || (int64_t)t.first_head + t.head_count > c->heads)
+    return px_api_status(px_fail(e, PX_INVALID, "%d heads from head %d on are out of range (the prefix has %lld)", t.head_count, t.first_head,
                                  (long long)c->heads));
   if (t.block_table && t.block_tokens < 1) return px_api_status(px_fail(e, PX_INVALID, "a block table needs block_tokens"));
   for (int64_t token = 0; token < a->tokens; token++) {
