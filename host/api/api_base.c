@@ -65,6 +65,7 @@ pfx_status px_api_options(void *into, size_t known_bytes, const void *from, cons
 px_status px_api_row_options(const pfx_data_options *from, const px_tokenizer *tok, const px_config *config, px_row_options *out, px_error *err) {
   *out = (px_row_options){.max_row_tokens = from->max_row_tokens, .on_long = (px_on_long)from->on_long, .loss_all = from->loss_all,
                           .no_bos = from->no_bos, .no_end = from->no_end, .vocab_size = config ? config->vocab : 0};
+  if ((unsigned)from->on_long > PFX_LONG_DROP) return px_fail(err, PX_INVALID, "on_long %d is not known", (int)from->on_long);
   if (from->chat_template) return px_template_parse(from->chat_template, &out->chat, err);
   /* A template that pfx does not know is only an error for rows that need it. */
   if (tok && px_template_detect(tok, &out->chat, NULL) != PX_OK) out->chat = PX_TEMPLATE_NONE;

@@ -47,6 +47,10 @@ pfx_status pfx_generator_add(pfx_generator *g, const pfx_request *request, pfx_e
   if (px_api_options(&r, sizeof r, request, "pfx_request", err) != PFX_OK) return PFX_INVALID;
   px_error *e = px_api_error(err);
   px_ids ids = {0};
+  /* Inside, zero stands for the default; here _init has written that, and zero means zero. */
+  if (r.max_tokens < 1) return px_api_status(px_fail(e, PX_INVALID, "max_tokens is %d, must be at least 1", r.max_tokens));
+  if (r.top_p == 0) r.top_p = -1;
+  if (r.repetition_penalty == 0) r.repetition_penalty = -1;
   px_request inner = {.ids = r.ids, .count = r.id_count, .adapter = r.adapter, .row = r.row, .user = r.user, .text = (inner_text_fn)r.text,
                       .sampling = {.max_tokens = r.max_tokens, .temperature = r.temperature, .top_p = r.top_p, .min_p = r.min_p,
                                    .repetition_penalty = r.repetition_penalty, .top_k = r.top_k, .seed = r.seed, .stop = r.stop,

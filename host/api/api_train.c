@@ -52,6 +52,19 @@ static pfx_trainer *new_trainer(const pfx_model *model, const pfx_tokenizer *tok
   return t;
 }
 
+/* Inside, zero stands for the default; here _init has written that, and zero means zero. */
+static px_status check(const pfx_train_options *o, px_error *err) {
+  if (o->steps == 0 && o->epochs == 0) return px_fail(err, PX_INVALID, "--steps 0 and --epochs 0: there is nothing to do");
+  if (o->clip == 0) return px_fail(err, PX_INVALID, "--clip 0 would leave nothing of a gradient: -1 turns clipping off");
+  if (o->accumulate < 1) return px_fail(err, PX_INVALID, "--accumulate must be at least 1");
+  if (o->batch_rows < 0 || o->batch_tokens < 0 || o->reparam < 0 || o->stop_after < 0 || o->patience < 0)
+    return px_fail(err, PX_INVALID, "--batch-rows, --batch-tokens, --reparam, --stop-after and --patience must not be negative");
+  if ((unsigned)o->schedule > PFX_SCHEDULE_CONSTANT) return px_fail(err, PX_INVALID, "schedule %d is not known", (int)o->schedule);
+  if (!(o->beta1 > 0 && o->beta1 < 1 && o->beta2 > 0 && o->beta2 < 1 && o->eps > 0))
+    return px_fail(err, PX_INVALID, "beta1 and beta2 must be in (0, 1), eps positive");
+  return PX_OK;
+}
+
 pfx_status pfx_trainer_create(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_train_options *options, pfx_trainer **trainer,
                               pfx_error *err) {
   pfx_train_options o = pfx_train_options_init();
@@ -59,7 +72,8 @@ pfx_status pfx_trainer_create(const pfx_model *model, const pfx_tokenizer *token
   if (px_api_options(&o, sizeof o, options, "pfx_train_options", err) != PFX_OK) return PFX_INVALID;
   pfx_trainer *t = new_trainer(model, tokenizer, &o);
   if (!t) return px_api_status(px_fail(px_api_error(err), PX_NO_MEMORY, "no memory"));
-  px_status status = convert(t, &o, px_api_error(err));
+  px_status status = check(&o, px_api_error(err));
+  if (status == PX_OK) status = convert(t, &o, px_api_error(err));
   if (status != PX_OK) {
     pfx_trainer_destroy(t);
     return px_api_status(status);

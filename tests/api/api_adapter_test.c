@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * pfx_adapter_write_kv: every layout of a server's cache, value by value, nothing beside it touched, and what is refused. */
+ * pfx_adapter_write_kv: every layout of a server's cache, value by value, nothing beside it touched, and what is
+ * refused. */
 #include "format/safetensors.h"
 #include "helpers/api.h"
 #include "helpers/golden.h"
@@ -40,7 +41,8 @@ static int64_t place(int token, int layer, int kv, int head, int dim) {
 }
 
 static int64_t slot_of(const pfx_kv_target *t, int token) {
-  return t->block_table ? (int64_t)t->block_table[token / t->block_tokens] * t->block_tokens + token % t->block_tokens : token;
+  return t->block_table ? (int64_t)t->block_table[token / t->block_tokens] * t->block_tokens + token % t->block_tokens
+                        : token;
 }
 
 /* Writes every layer into poisoned memory; each element must be the file's, bit for bit, and all others untouched. The
@@ -59,8 +61,10 @@ static void check_layout(const prefix *p, pfx_kv_target t) {
           int64_t at = slot_of(&t, token) * t.token_stride + h * t.head_stride + d;
           int key_dim = t.rotary == PFX_ROTARY_HALVES ? d : d % 2 ? DIM / 2 + d / 2 : d / 2;
           assert_in_range(at, 0, MOST - 1);
-          memcpy(want_k + (size_t)at * bytes, values + (size_t)place(token, layer, 0, t.first_head + h, key_dim) * bytes, bytes);
-          memcpy(want_v + (size_t)at * bytes, values + (size_t)place(token, layer, 1, t.first_head + h, d) * bytes, bytes);
+          memcpy(want_k + (size_t)at * bytes,
+                 values + (size_t)place(token, layer, 0, t.first_head + h, key_dim) * bytes, bytes);
+          memcpy(want_v + (size_t)at * bytes, values + (size_t)place(token, layer, 1, t.first_head + h, d) * bytes,
+                 bytes);
         }
     t.k = k;
     t.v = v;
@@ -133,7 +137,8 @@ static void narrower_types_round(void **state) {
   API_OK(pfx_adapter_write_kv(p.adapter, 1, &t, NULL, &err));
   for (int i = 0; i < p.tokens * HEADS * DIM; i++) {
     int exponent = (k[i] >> 10 & 31) - 15;
-    double value = (1 + (k[i] & 1023) / 1024.0) * (exponent < 0 ? 1.0 / (1 << -exponent) : 1 << exponent) * (k[i] >> 15 ? -1 : 1);
+    double value =
+        (1 + (k[i] & 1023) / 1024.0) * (exponent < 0 ? 1.0 / (1 << -exponent) : 1 << exponent) * (k[i] >> 15 ? -1 : 1);
     double half_step = (exponent < 0 ? 1.0 / (1 << -exponent) : 1 << exponent) / 2048.0;
     if (exponent > -15) assert_true(value - wide[i] <= half_step && wide[i] - value <= half_step);
   }
@@ -153,13 +158,17 @@ static void what_does_not_fit_is_refused(void **state) {
   API_FAILS(pfx_adapter_write_kv(p.adapter, 0, &good, k, &err), PFX_INVALID, "stream must be NULL on the CPU");
   API_FAILS(pfx_adapter_write_kv(p.adapter, -1, &good, NULL, &err), PFX_INVALID, "layer -1 is out of range (0 to 2)");
   API_FAILS(pfx_adapter_write_kv(p.adapter, 3, &good, NULL, &err), PFX_INVALID, "layer 3 is out of range (0 to 2)");
-  API_FAILS(pfx_adapter_write_kv(p.adapter, 0, NULL, NULL, &err), PFX_INVALID, "the target has no memory for keys or values");
+  API_FAILS(pfx_adapter_write_kv(p.adapter, 0, NULL, NULL, &err), PFX_INVALID,
+            "the target has no memory for keys or values");
   t = good, t.v = NULL;
-  API_FAILS(pfx_adapter_write_kv(p.adapter, 0, &t, NULL, &err), PFX_INVALID, "the target has no memory for keys or values");
+  API_FAILS(pfx_adapter_write_kv(p.adapter, 0, &t, NULL, &err), PFX_INVALID,
+            "the target has no memory for keys or values");
   t = good, t.type = (pfx_kv_type)3;
-  API_FAILS(pfx_adapter_write_kv(p.adapter, 0, &t, NULL, &err), PFX_INVALID, "the target's type or rotary layout is not known");
+  API_FAILS(pfx_adapter_write_kv(p.adapter, 0, &t, NULL, &err), PFX_INVALID,
+            "the target's type or rotary layout is not known");
   t = good, t.rotary = (pfx_rotary_layout)-1;
-  API_FAILS(pfx_adapter_write_kv(p.adapter, 0, &t, NULL, &err), PFX_INVALID, "the target's type or rotary layout is not known");
+  API_FAILS(pfx_adapter_write_kv(p.adapter, 0, &t, NULL, &err), PFX_INVALID,
+            "the target's type or rotary layout is not known");
   t = good, t.first_head = 1;
   API_FAILS(pfx_adapter_write_kv(p.adapter, 0, &t, NULL, &err), PFX_INVALID,
             "3 heads from head 1 on are out of range (the prefix has 3)");
@@ -212,8 +221,10 @@ static void fit_of_an_adapter(void **state) {
   assert_null(warning);
   API_OK(pfx_adapter_check(adapter, model, NULL, false, &fit, NULL, NULL));
   assert_int_equal(pfx_adapter_check(adapter, other, NULL, false, &fit, &warning, &err), PFX_MISMATCH);
-  assert_non_null(strstr(err.message, "holds keys and values of 36 numbers a layer, this model's have 32 (2 heads of 16)"));
-  assert_int_equal(pfx_adapter_check(adapter, other, NULL, true, &fit, NULL, NULL), PFX_MISMATCH); /* a shape cannot be forced */
+  assert_non_null(
+      strstr(err.message, "holds keys and values of 36 numbers a layer, this model's have 32 (2 heads of 16)"));
+  assert_int_equal(pfx_adapter_check(adapter, other, NULL, true, &fit, NULL, NULL),
+                   PFX_MISMATCH); /* a shape cannot be forced */
   pfx_adapter_close(adapter);
   pfx_model_close(model);
   pfx_model_close(other);

@@ -8,8 +8,8 @@
 #include "helpers/test.h"
 
 /* A pfx_error named `err` is in scope. */
-#define API_OK(call)                                                    \
-  do {                                                                  \
+#define API_OK(call)                                                     \
+  do {                                                                   \
     if ((call) != PFX_OK) fail_msg("%s failed: %s", #call, err.message); \
   } while (0)
 
