@@ -11,8 +11,9 @@ typedef struct run_place {
   px_model *model;
 } run_place;
 
-/* A temporary folder with 37 rows to train on and 9 to validate on, and a golden model on two threads. */
-void run_place_open(run_place *place, const char *golden_model);
+/* A temporary folder (in memory where it can) with 37 rows to train on and 9 to validate on, and a golden model. Tiny
+ * operations are fastest on one thread. */
+void run_place_open(run_place *place, const char *golden_model, int threads);
 void run_place_close(run_place *place);
 /* "<root>/<name>"; the last eight are kept. */
 const char *run_path(const run_place *place, const char *name);

@@ -28,7 +28,7 @@ static void write_contrary(const char *path) {
 
 static int set_up(void **state) {
   (void)state;
-  run_place_open(&place, "llama_tied");
+  run_place_open(&place, "llama_tied", 1);
   snprintf(contrary, sizeof contrary, "%s/contrary.jsonl", place.root);
   write_contrary(contrary);
   snprintf(few, sizeof few, "%s/few.jsonl", place.root);
@@ -79,7 +79,7 @@ static double loss_of(const char *dir, const char *data) {
   px_adapter *a;
   px_eval_result result;
   px_backend *be;
-  ASSERT_OK(px_backend_open_cpu(&(px_backend_options){.threads = 2}, &be, &err));
+  ASSERT_OK(px_backend_open_cpu(&(px_backend_options){.threads = 1}, &be, &err));
   ASSERT_OK(px_rows_read(data, NULL, &(px_row_options){.vocab_size = 128}, NULL, &rows, &err));
   ASSERT_OK(px_adapter_open(dir, &a, &err));
   ASSERT_OK(px_prefix_open(px_model_config(place.model), be, PX_F32, a->values, a->tokens, &prefix, &err));

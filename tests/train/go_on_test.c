@@ -12,7 +12,7 @@ static run_place place;
 
 static int set_up(void **state) {
   (void)state;
-  run_place_open(&place, "llama_tied");
+  run_place_open(&place, "llama_tied", 1);
   px_error err = {0};
   px_train_result result;
   px_train_options o = run_options(&place, "whole");

@@ -16,7 +16,7 @@ static px_model *model; /* place's */
 
 static int set_up(void **state) {
   (void)state;
-  run_place_open(&place, "llama_tied");
+  run_place_open(&place, "llama_tied", 2);
   model = place.model;
   return 0;
 }

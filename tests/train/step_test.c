@@ -15,7 +15,7 @@ static run_place place;
 
 static int set_up(void **state) {
   (void)state;
-  run_place_open(&place, "llama_tied");
+  run_place_open(&place, "llama_tied", 1);
   return 0;
 }
 
@@ -66,7 +66,7 @@ static double loss_with(const char *data, const px_adapter *a) {
   px_prefix prefix;
   px_eval_result result;
   px_backend *be = NULL;
-  ASSERT_OK(px_backend_open_cpu(&(px_backend_options){.threads = 2}, &be, &err));
+  ASSERT_OK(px_backend_open_cpu(&(px_backend_options){.threads = 1}, &be, &err));
   ASSERT_OK(px_rows_read(data, NULL, &(px_row_options){.vocab_size = 128}, NULL, &rows, &err));
   ASSERT_OK(px_prefix_open(px_model_config(place.model), be, PX_F32, a->values, a->tokens, &prefix, &err));
   px_hooks hooks = {.segments = prefix.segments, .adapters = 1};
@@ -283,7 +283,7 @@ static void prefixes_of_1_and_2048_tokens_learn(void **state) {
   const char *folder = run_path(&place, "long_model");
   ASSERT_OK(px_dir_make(folder, &err));
   tiny_model_write(folder, (tiny_model){2, 48, 6, 2, 8, 64, 128, 4096}, 5);
-  ASSERT_OK(px_model_open(folder, &(px_model_options){.dtype = PX_F32, .threads = 2}, &model, &err));
+  ASSERT_OK(px_model_open(folder, &(px_model_options){.dtype = PX_F32, .threads = 1}, &model, &err));
   static const char *const tunes[] = {"prefix:1", "prefix:2048"};
   for (int i = 0; i < 2; i++) {
     px_train_options o = run_options(&place, tunes[i]);
