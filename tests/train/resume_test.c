@@ -64,10 +64,34 @@ static void a_reparameterised_prefix_resumes_exactly(void **state) {
   halves_equal_the_whole("reparam", o);
 }
 
+/* What the offset was made from may be gone: the state holds it. */
+static void a_start_below_a_network_resumes_exactly(void **state) {
+  (void)state;
+  px_error err = {0};
+  px_train_result result;
+  char init[200];
+  px_train_options start = run_options(&place, "start"), o = run_options(&place, "offset_whole");
+  ASSERT_OK(px_train_run(model, NULL, &start, NULL, &result, &err));
+  const char *whole = o.out;
+  snprintf(init, sizeof init, "adapter:%s", start.out);
+  o.tune = "prefix";
+  o.init = init;
+  o.reparam = 24;
+  ASSERT_OK(px_train_run(model, NULL, &o, NULL, &result, &err));
+  assert_true(result.best_valid_loss < result.first_valid_loss);
+  o.out = run_path(&place, "offset_halves");
+  o.stop_after = 12;
+  ASSERT_OK(px_train_run(model, NULL, &o, NULL, &result, &err));
+  run_remove(start.out);
+  ASSERT_OK(px_train_resume(model, NULL, o.out, NULL, NULL, &result, &err));
+  run_expect_same(whole, o.out);
+}
+
 static void dropout_accumulation_and_token_batches_resume_exactly(void **state) {
   (void)state;
   px_train_options o = run_options(&place, "x");
   o.prefix_dropout = 0.2;
+  o.weight_decay = 0.1;
   o.accumulate = 3;
   o.batch_rows = 0;
   o.batch_tokens = 25;
@@ -206,6 +230,7 @@ int main(void) {
       cmocka_unit_test(fifty_kills_lose_nothing),
       cmocka_unit_test(a_plain_prefix_resumes_exactly),
       cmocka_unit_test(a_reparameterised_prefix_resumes_exactly),
+      cmocka_unit_test(a_start_below_a_network_resumes_exactly),
       cmocka_unit_test(dropout_accumulation_and_token_batches_resume_exactly),
       cmocka_unit_test(changed_data_is_refused),
       cmocka_unit_test(a_loss_that_is_not_finite_changes_nothing),
