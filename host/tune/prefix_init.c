@@ -75,6 +75,11 @@ static px_status from_text(const px_model *model, px_backend *be, const px_token
         "prefix:%d does not fit its initial text, which has %zu tokens: write prefix:%zu, or leave the number out",
         spec->prefix_tokens, ids.len, ids.len);
   const px_config *c = px_model_config(model);
+  for (size_t i = 0; status == PX_OK && i < ids.len; i++)
+    if (ids.data[i] < 0 || ids.data[i] >= c->vocab)
+      status = px_fail(err, PX_INVALID,
+                       "the initial text has a token with id %d, outside the model's vocabulary of %d tokens",
+                       ids.data[i], c->vocab);
   if (status == PX_OK) {
     *tokens = (int32_t)ids.len;
     *values = px_calloc(ids.len * 2 * (size_t)c->layers * (size_t)c->kv_heads * (size_t)c->head_dim, sizeof(float));

@@ -227,6 +227,25 @@ static void a_length_must_be_the_text_s(void **state) {
       PX_INVALID, "the initial text has 67 tokens, the model's context is 64");
 }
 
+/* A tokenizer of another model: its begin token, 256, is no token of this one. */
+static void a_token_outside_the_vocabulary_is_refused(void **state) {
+  (void)state;
+  px_error err = {0};
+  px_model *small = NULL;
+  px_tune *t = NULL;
+  char folder[64];
+  snprintf(folder, sizeof folder, "%s/small", root);
+  ASSERT_OK(px_dir_make(folder, &err));
+  tiny_model_write(folder, (tiny_model){1, 16, 2, 1, 8, 16, BYTE_BOS, 64}, 1);
+  ASSERT_OK(px_model_open(folder, &(px_model_options){.dtype = PX_F32, .threads = 1}, &small, &err));
+  px_tune_spec spec = {.init = PX_INIT_TEXT, .init_value = (char[]){"x"}};
+  ASSERT_FAILS(px_tune_open(small, be, with_begin, &spec, 0, &t, &err), PX_INVALID,
+               "the initial text has a token with id 256, outside the model's vocabulary of 256 tokens");
+  ASSERT_OK(px_tune_open(small, be, plain, &spec, 0, &t, &err));
+  px_tune_close(t);
+  px_model_close(small);
+}
+
 static void write_adapter(const char *path, const float *values, int32_t tokens, bool fingerprint) {
   px_error err = {0};
   px_arena arena = {0};
@@ -324,6 +343,7 @@ int main(void) {
       cmocka_unit_test(a_text_in_a_file_is_the_same_text),
       cmocka_unit_test(below_a_network_the_start_is_a_fixed_offset),
       cmocka_unit_test(a_length_must_be_the_text_s),
+      cmocka_unit_test(a_token_outside_the_vocabulary_is_refused),
       cmocka_unit_test(an_adapter_starts_where_it_ended),
       cmocka_unit_test(an_adapter_survives_reading_and_writing),
       cmocka_unit_test(zero_is_zero_and_random_is_the_seed_s),
