@@ -165,6 +165,8 @@ static px_status run(job *j, pfx_eval_result *result, px_error *err) {
   px_row_options rows;
   px_log log = px_api_log(j->options.log, j->options.log_user);
   if (j->options.predictions && !j->options.generate) return px_fail(err, PX_INVALID, "--predictions needs --generate");
+  if (j->options.generate && j->options.max_tokens < 1)
+    return px_fail(err, PX_INVALID, "max_tokens is %d, must be at least 1", j->options.max_tokens);
   if (j->options.generate && !j->tok)
     return px_fail(err, PX_INVALID, "--generate needs the model's tokenizer, and the model has none");
   PX_TRY(px_api_row_options(&j->options.rows, j->tok, px_model_config(j->model), &rows, err));

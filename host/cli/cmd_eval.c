@@ -73,10 +73,8 @@ static int run(int argc, char **argv) {
   if (!cli_shared.model || !o.data) return cli_usage_error(&cli_eval, "eval needs --model and --data");
   o.rows.loss_all = cli_loss == 1;
   o.progress = progress;
-  o.cancelled = cli_stopped;
   o.log = cli_log;
   const char *predictions = o.predictions, *rows_out = o.rows_out;
-  cli_catch_signals();
   code = cli_open_model(cli_shared.model, (pfx_dtype)cli_shared.dtype, cli_shared.threads, false, &model, &tokenizer);
   for (int i = -1; code == 0 && i < adapters.count; i++) {
     pfx_adapter *adapter = NULL;

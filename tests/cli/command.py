@@ -34,15 +34,18 @@ class CommandTest(unittest.TestCase):
 
     def start(self, *args, **how):
         """The command as a process with pipes; it does not outlive the case."""
-        process = subprocess.Popen([PFX, *args], stdin=how.pop("stdin", subprocess.DEVNULL), stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, **how)
+        process = subprocess.Popen([PFX, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=how.pop("stderr", subprocess.PIPE), **how)
         self.addCleanup(self.end, process)
         return process
 
     @staticmethod
     def end(process):
         process.kill()
-        process.communicate()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
 
     def pfx(self, *args, code=0, stdin=None, **how):
         """Runs the command to its end: (standard output, standard error), both text."""

@@ -4,10 +4,12 @@
 keeps its promises: a batch equals its prompts alone, stop texts, limits, chat, text as it appears."""
 import json
 import os
+import shutil
 import signal
+import time
 
 import command
-from command import GOLDEN, add_tokenizer, copy_model, ids_text, numbers, read_safetensors, write, write_rows
+from command import GOLDEN, add_tokenizer, copy_model, ids_text, numbers, read, read_safetensors, write, write_rows
 
 CASES = {"gpt2": 97, "llama_tied": 128, "llama3_new": 160, "llama_bf16": 112, "mistral": 104, "qwen2": 136, "qwen3": 144}
 F32 = ("--dtype", "f32", "--threads", "1")
@@ -65,6 +67,57 @@ class Golden(command.CommandTest):
             self.assertLess(error, 1e-5 * sum(b * b for b in wanted) ** 0.5)
             self.pfx("probe", *model, "--data", "rows.jsonl", "--out", "probe.safetensors", "--quiet")
             self.assertNotIn("grad.prompt_embeddings", read_safetensors("probe.safetensors")[0])
+
+
+class Eval(command.CommandTest):
+    def setUp(self):
+        super().setUp()
+        copy_model("qwen2")
+        self.args = ["eval", "--model", "model", *F32]
+
+    def test_rows_and_predictions(self):
+        add_tokenizer("model", 136)
+        for name in ("first", "second"):
+            shutil.copytree(f"{GOLDEN}/qwen2/adapter", name)
+        tensors, meta = read_safetensors("second/adapter_model.safetensors")
+        dtype, shape, data = tensors["prompt_embeddings"]
+        command.write_safetensors("second/adapter_model.safetensors", {"prompt_embeddings": (dtype, shape, bytes(len(data)))}, meta)
+        write_rows("rows.jsonl", [{"prompt": "ab", "completion": "cd"}, {"prompt": "x", "completion": "yz"},
+                                  {"prompt": "ab", "completion": "ef"}])
+        out, err = self.pfx(*self.args, "--data", "rows.jsonl", "--adapter", "first", "--adapter", "second", "--generate",
+                            "--max-tokens", "6", "--rows", "out.rows", "--predictions", "out.texts", "--json", "--quiet")
+        scores = {line["adapter"]: line for line in map(json.loads, out.splitlines())}
+        self.assertEqual(list(scores), [None, "first", "second"])
+        rows = [json.loads(line) for line in read("out.rows").splitlines()]
+        texts = [json.loads(line) for line in read("out.texts").splitlines()]
+        for name in ("first", "second"):
+            own = [row for row in rows if row["adapter"] == name]
+            self.assertEqual([row["line"] for row in own], [1, 2, 3])
+            self.assertEqual([row["text"] for row in own], ["cd", "yz", "ef"])
+            loss = sum(row["loss"] * row["tokens"] for row in own) / sum(row["tokens"] for row in own)
+            self.assertLess(abs(loss - scores[name]["loss"]), 1e-6 * loss)
+            own = [text for text in texts if text["adapter"] == name]
+            self.assertEqual([(text["prompt"], text["references"]) for text in own], [("ab", ["cd", "ef"]), ("x", ["yz"])])
+            for text in own:
+                out, err = self.pfx("generate", "--model", "model", *F32, "--adapter", name, "--prompt", text["prompt"],
+                                    "--max-tokens", "6", "--quiet")
+                self.assertEqual(out, text["prediction"] + "\n")
+        self.assertEqual(len(rows) + len(texts), 6 + 4)
+        self.assertNotEqual(scores["first"]["loss"], scores["second"]["loss"])
+        self.refused([*self.args, "--data", "rows.jsonl", "--predictions", "p"], 2, "--predictions needs --generate")
+        self.refused([*self.args, "--data", "rows.jsonl", "--generate", "--max-tokens", "0"], 2,
+                     "max_tokens is 0, must be at least 1")
+
+    def test_interrupt_ends_it(self):
+        """There is nothing to save: one Ctrl-C is enough, also while losses are summed."""
+        write("rows.jsonl", json.dumps({"ids": [5] * 120, "labels": [5] * 120}) + "\n")
+        write("rows.jsonl", read("rows.jsonl") * 20000)
+        process = self.start(*self.args, "--data", "rows.jsonl")
+        time.sleep(0.5)
+        self.assertIsNone(process.poll())
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        self.assertEqual((process.returncode, out), (-signal.SIGINT, b""))
 
 
 class Generate(command.CommandTest):

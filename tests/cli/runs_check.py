@@ -2,10 +2,14 @@
 # SPDX-License-Identifier: MIT
 """Runs that are stopped, killed, gone on with, repeated and made longer: what they print, how they end, and that their
 bytes are those of a run that was never disturbed."""
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
+import struct
+import termios
 import time
 
 import command
@@ -112,6 +116,64 @@ class Stopping(Runs):
         self.assertGreaterEqual(min(losses[-2:]), min(losses[:-2]))
         out, err = self.pfx("train", "--resume", "run", "--quiet")  # nothing is left to do
         self.assertRegex(out, rf"^stopped early after {match.group(1)} of 200 steps")
+
+
+class Telling(Runs):
+    """What a run says while it goes: results on standard output, the rest on standard error."""
+
+    def setUp(self):
+        super().setUp()
+        self.args.remove("--quiet")
+
+    def test_elsewhere_a_line_now_and_then(self):
+        out, err = self.train("--steps", "4", "--valid", "valid.jsonl", "--eval-every", "2")
+        lines = err.splitlines()
+        self.assertRegex(lines[0], r"^step 0/4  validation loss \d+\.\d{4}  \(before training\)$")
+        self.assertRegex(lines[-1], r"^step 4/4  validation loss \d+\.\d{4}(  \(best so far\))?$")
+        for line in lines:
+            self.assertRegex(line, r"^step \d/4  (validation loss|loss \d+\.\d{4}  lr \d\.\d\de-\d\d  \d+ tokens/s  \d+:\d\d left$)")
+
+    def test_on_a_terminal_one_line(self):
+        main, side = pty.openpty()
+        fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+        out, err = b"", b""
+        process = self.start(*self.args, "--out", "run", *ENDLESS, "--max-time", "0.5s", stderr=side)
+        os.close(side)
+        while True:
+            try:
+                chunk = os.read(main, 4096)
+            except OSError:  # how a terminal ends on Linux
+                break
+            if not chunk:
+                break
+            err += chunk
+        os.close(main)
+        process.communicate()
+        self.assertEqual(process.returncode, 0)
+        shown = err.split(b"\r\x1b[K")
+        self.assertGreater(len(shown), 2)
+        self.assertEqual(shown[0], b"")
+        for line in shown[1:]:
+            self.assertRegex(line, rb"^step \d+/100000")
+            self.assertLess(len(line.rstrip()), 40)
+
+    def test_plan(self):
+        out, err = self.train("--steps", "1", "--verbose")
+        self.assertRegex(err, r"(?m)^pfx: buffer plan for up to \d+ tokens, 16 rows, \d+ labelled:$")
+        self.assertRegex(err, r"(?m)^pfx:   +\d+\.\d MB  in all, beside \d+\.\d MB of weights$")
+
+    def test_quiet(self):
+        out, err = self.train("--steps", "2", "--valid", "valid.jsonl", "--quiet")
+        self.assertEqual(err, "")
+
+    def test_no_fingerprint(self):
+        self.train("--steps", "1")
+        self.assertIn("pfx.base", read_safetensors("run/adapter_model.safetensors")[1])
+        self.train("--steps", "1", "--no-fingerprint", out="plain")
+        tensors, meta = read_safetensors("plain/adapter_model.safetensors")
+        self.assertEqual(meta, {"format": "pt"})
+        self.assertEqual(tensors, read_safetensors("run/adapter_model.safetensors")[0])
+        self.assertIn("unverified", self.pfx("check", "--model", "model", "--adapter", "plain")[0])
 
 
 class GoingOn(Runs):
