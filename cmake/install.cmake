@@ -19,6 +19,11 @@ set(PFX_DNNL_FLAG)
 if(PFX_ONEDNN)
   set(PFX_DNNL_FLAG -ldnnl)
 endif()
+# What libpfx.a needs, as flags: naming the packages (Requires.private) would have a static link ask for what they are
+# made of themselves (libcrypto's -lz and -lzstd), and a shared one for their headers.
+set(flags ${JANSSON_LDFLAGS} ${PCRE2_LDFLAGS} ${UTF8PROC_LDFLAGS} ${CRYPTO_LDFLAGS})
+list(REMOVE_DUPLICATES flags)
+list(JOIN flags " " PFX_PC_LIBRARIES)
 file(RELATIVE_PATH PFX_PC_PREFIX /${CMAKE_INSTALL_LIBDIR}/pkgconfig /) # relative, so that the installed tree can move
 configure_file(cmake/pfx.pc.in pfx.pc @ONLY)
 install(FILES ${CMAKE_BINARY_DIR}/pfx.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

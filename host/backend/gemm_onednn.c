@@ -12,7 +12,11 @@
  * falls back to a reference loop, hundreds of times slower, and the plain weight is taken instead.
  *
  * Bits: oneDNN accumulates a row in the same order for every number of rows and threads. It does not promise that, so a
- * test pins it (docs/exactness.md). Packed and plain weights may differ in the last bits. */
+ * test pins it (docs/exactness.md). Packed and plain weights may differ in the last bits.
+ *
+ * oneDNN 3.x (seen in 3.7.2) cannot tell a matrix of one row or column from its transpose: it sums one row of float32
+ * with k above 1024 in other blocks than the same row among others, and writes a column between the rows of a wide c.
+ * There one row is computed as the first of two, and one column by the plain C product. */
 #include <dnnl.h>
 #include <dnnl_debug.h>
 #include <stdio.h>
@@ -103,6 +107,8 @@ struct px_product {
   weight *weights[BUCKETS];
   void *scratch;
   size_t scratch_bytes;
+  void *pair; /* see product_of_one_row */
+  size_t pair_bytes;
   char name[64];
   bool has_bf16, warned_bf16, warned_shape;
 };
@@ -177,6 +183,7 @@ void px_product_close(px_product *p) {
   for (size_t i = 0; i < p->layout_count; i++) desc_free(&p->layouts[i].desc);
   free(p->layouts);
   px_backend_free(p->be, p->scratch);
+  px_backend_free(p->be, p->pair);
   if (p->stream) dnnl_stream_destroy(p->stream);
   if (p->engine) dnnl_engine_destroy(p->engine);
   free(p);
@@ -424,12 +431,12 @@ static int start(px_product *p) {
   return 0;
 }
 
-static int need_scratch(px_product *p, size_t bytes) {
-  if (bytes <= p->scratch_bytes) return 0;
-  px_backend_free(p->be, p->scratch);
-  p->scratch = px_backend_try_alloc(p->be, bytes);
-  p->scratch_bytes = p->scratch ? bytes : 0;
-  return p->scratch ? 0 : (int)dnnl_out_of_memory;
+static int need_bytes(px_product *p, void **buffer, size_t *have, size_t bytes) {
+  if (bytes <= *have) return 0;
+  px_backend_free(p->be, *buffer);
+  *buffer = px_backend_try_alloc(p->be, bytes);
+  *have = *buffer ? bytes : 0;
+  return *buffer ? 0 : (int)dnnl_out_of_memory;
 }
 
 static int execute(px_product *p, const entry *e, const px_gemm_args *a, const void *b) {
@@ -456,12 +463,7 @@ static int plain_product(px_product *p, const px_gemm_args *a, bool *warned, con
   return px_gemm_plain_cpu(a);
 }
 
-int px_product_gemm(px_product *p, const px_gemm_args *a) {
-  if (a->m == 0 || a->n == 0) return 0;
-  if (a->k == 0) return px_gemm_plain_cpu(a);
-  if (a->type == PX_BF16 && !p->has_bf16)
-    return plain_product(p, a, &p->warned_bf16,
-                         "this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX), f32 is faster here");
+static int product(px_product *p, const px_gemm_args *a) {
   int code = start(p);
   if (code) return code;
   const weight *w = packed_weight(p, a);
@@ -473,8 +475,40 @@ int px_product_gemm(px_product *p, const px_gemm_args *a) {
   }
   if (code == (int)dnnl_unimplemented)
     return plain_product(p, a, &p->warned_shape, "oneDNN does not implement a product of this model");
-  if (!code) code = need_scratch(p, e->scratch_bytes);
+  if (!code) code = need_bytes(p, &p->scratch, &p->scratch_bytes, e->scratch_bytes);
   if (code) return code;
   e->used = ++p->clock;
   return execute(p, e, a, w ? w->packed : a->b);
+}
+
+/* The row, as the first of two; the second is zeros. Time goes into reading b, as for one. */
+static int product_of_one_row(px_product *p, const px_gemm_args *a) {
+  size_t size = px_dtype_bytes(a->type, 1), k = (size_t)a->k;
+  size_t a_bytes = size * k, c_bytes = px_dtype_bytes(a->c_type, (size_t)a->n);
+  size_t c_at = (2 * a_bytes + 63) / 64 * 64;
+  int code = need_bytes(p, &p->pair, &p->pair_bytes, c_at + 2 * c_bytes);
+  if (code) return code;
+  char *row = p->pair, *c = row + c_at;
+  px_gemm_args two = *a;
+  two.m = 2, two.lda = a->k, two.ldc = a->n, two.trans_a = false, two.a = row, two.c = c;
+  if (!a->trans_a) memcpy(row, a->a, a_bytes);
+  for (size_t i = 0; a->trans_a && i < k; i++)
+    memcpy(row + i * size, (const char *)a->a + i * (size_t)a->lda * size, size);
+  memset(row + a_bytes, 0, a_bytes);
+  if (a->accumulate) memcpy(c, a->c, c_bytes);
+  memset(c + c_bytes, 0, c_bytes);
+  code = product(p, &two);
+  if (!code) memcpy(a->c, c, c_bytes);
+  return code;
+}
+
+int px_product_gemm(px_product *p, const px_gemm_args *a) {
+  if (a->m == 0 || a->n == 0) return 0;
+  if (a->k == 0) return px_gemm_plain_cpu(a);
+  if (a->type == PX_BF16 && !p->has_bf16)
+    return plain_product(p, a, &p->warned_bf16,
+                         "this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX), f32 is faster here");
+  if (DNNL_VERSION_MAJOR >= 3 && a->n == 1) return px_gemm_plain_cpu(a);
+  if (DNNL_VERSION_MAJOR >= 3 && a->m == 1) return product_of_one_row(p, a);
+  return product(p, a);
 }
