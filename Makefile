@@ -67,6 +67,7 @@ docs: release ## docs/cli.md from the command's own tables
 install: ## install the release build under PREFIX=/usr/local
 	$(call build,release,-D CMAKE_INSTALL_PREFIX=$(PREFIX) -D PFX_TESTS=OFF)
 	cmake --install build/release
+	@[ "$$(id -u)" != 0 ] || ldconfig # lets programs find the shared library; other folders than the system's are not touched
 
 clean: ## remove build/
 	rm -rf build

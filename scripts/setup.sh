@@ -68,6 +68,14 @@ known_name() {
     echo "${1%-dev}${version:+-$version}-dev"
   fi
 }
+known_names() {
+  for package in $missing; do
+    case $package in
+      libclang-rt-dev | libomp-dev) known_name "$package" ;;
+      *) echo "$package" ;;
+    esac
+  done
+}
 collect() {
   missing=
   need_build
@@ -99,21 +107,12 @@ if [ "$(id -u)" != 0 ]; then
   fi
 fi
 if [ "$as_root" = none ] || ! command -v apt-get >/dev/null 2>&1; then
-  echo "pfx: these packages are missing and cannot be installed from here: $missing" >&2
+  echo "pfx: these packages are missing and cannot be installed from here:" $(known_names) >&2
   exit 1
 fi
 
 apt() { $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=600 "$@"; }
-install_missing() {
-  names=
-  for package in $missing; do
-    case $package in
-      libclang-rt-dev | libomp-dev) package=$(known_name "$package") ;;
-    esac
-    names="$names $package"
-  done
-  apt install --no-install-recommends $names
-}
+install_missing() { apt install --no-install-recommends $(known_names); }
 
 echo "pfx: installing $missing" >&2
 lists=$(find /var/lib/apt/lists -name '*_Packages*' 2>/dev/null | head -n 1)
