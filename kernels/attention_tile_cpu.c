@@ -87,14 +87,28 @@ void px_tile_load_rows(const px_tile_rows *r, const void *x, int64_t x_stride, c
   int64_t dim = s->head_dim, stride = px_tile_stride(dim);
   for (int64_t i = 0; i < r->count; i++)
     load(x, s->dtype, r->query[i] * x_stride + r->head[i] * dim, dim, stride, out + i * stride);
+  memset(out + r->count * stride, 0, (size_t)((r->padded - r->count) * stride) * sizeof(float));
+}
+
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+
+/* Columns of four rows of four become rows. */
+static inline void transpose_four(const float *in, int64_t in_row, float scale, float *out, int64_t out_row) {
+  four a = *(const four *)in * scale, b = *(const four *)(in + in_row) * scale,
+       c = *(const four *)(in + 2 * in_row) * scale, d = *(const four *)(in + 3 * in_row) * scale;
+  four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  *(four *)out = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+  *(four *)(out + out_row) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  ab = __builtin_shufflevector(a, b, 2, 6, 3, 7), cd = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  *(four *)(out + 2 * out_row) = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+  *(four *)(out + 3 * out_row) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
 }
 
 void px_tile_transpose(const px_tile_rows *r, int64_t dim, float scale, const float *in, float *out) {
   int64_t in_row = px_tile_stride(dim), out_row = px_tile_size(dim);
-  for (int64_t c = 0; c < dim; c += 8)
-    for (int64_t i = 0; i < r->padded; i++)
-      for (int64_t d = c; d < dim && d < c + 8; d++)
-        out[d * out_row + i] = i < r->count ? scale * in[i * in_row + d] : 0;
+  for (int64_t d = 0; d < dim; d += 4)
+    for (int64_t i = 0; i < r->padded; i += 4)
+      transpose_four(in + i * in_row + d, in_row, scale, out + d * out_row + i, out_row);
 }
 
 /* m <= BLOCK rows and v <= VECTORS vectors of c, in registers: both are constants where this is inlined. */

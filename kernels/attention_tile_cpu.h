@@ -43,9 +43,10 @@ const px_kv_segment *px_tile_segment(const px_attn_shape *s, int32_t seq);
 void px_tile_rows_set(px_tile_rows *r, const px_tile_keys *y, int64_t block, int64_t q0, int64_t queries);
 /* Keys or values [from, from + n) -> out[n][stride], float32, padded. */
 void px_tile_load_keys(const px_tile_keys *y, int64_t from, int64_t n, bool values, float *out);
-/* Rows of a [rows, heads, dim] tensor -> out[count][stride], float32, padded. */
+/* Rows of a [rows, heads, dim] tensor -> out[padded][stride], float32; rows from count on are zero. */
 void px_tile_load_rows(const px_tile_rows *r, const void *x, int64_t x_stride, const px_attn_shape *s, float *out);
-/* out[dim][PX_TILE-limited rows] = scale * in[rows][stride]; columns from count to padded are zero. */
+/* out[dim][tile] = scale * in[padded][stride], as px_tile_load_rows fills it; up to three rows more of out are written.
+ */
 void px_tile_transpose(const px_tile_rows *r, int64_t dim, float scale, const float *in, float *out);
 /* c[m][n] (+)= sum_k a[m * a_row + k * a_col] b[k * b_row + n]; n is a multiple of PX_TILE_ALIGN. */
 void px_tile_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b,

@@ -9,13 +9,12 @@
 
 #include "core/types.h"
 
-/* exp(x) within 1.5 ulp where the result is normal; gradual below; 0 below -103.9, infinity above 88.73, NaN stays NaN.
- */
+/* exp(x) within 1.5 ulp; 0 where the result would be smaller than the smallest normal (below -87.3365), infinity above
+ * 88.7228, NaN stays NaN. */
 static inline float px_exp(float x) {
-  float clamped = x > -104.0f ? x : -104.0f; /* NaN becomes -104 here and returns in the last line */
-  clamped = clamped < 89.0f ? clamped : 89.0f;
-  float n = __builtin_rintf(clamped * 1.44269504088896341f);
-  float r = clamped - n * 0.693145751953125f; /* ln 2 in two parts, the first of few bits: the product is exact */
+  const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number and leaves that in the low bits */
+  float t = x * 1.44269504088896341f + magic, n = t - magic;
+  float r = x - n * 0.693145751953125f; /* ln 2 in two parts, the first of few bits: the product is exact */
   r = r - n * 1.428606820309417e-6f;
   float p = 1.979013991e-4f;
   p = p * r + 1.394486916e-3f;
@@ -24,14 +23,14 @@ static inline float px_exp(float x) {
   p = p * r + 1.666666586e-1f;
   p = p * r + 5.000000068e-1f;
   p = p * r * r + r + 1.0f;
-  /* 2^n in two factors, so that neither leaves the normal range. */
-  int32_t whole = (int32_t)n, half = whole / 2;
-  uint32_t b0 = (uint32_t)(half + 127) << 23, b1 = (uint32_t)(whole - half + 127) << 23;
-  float s0, s1;
-  memcpy(&s0, &b0, 4);
-  memcpy(&s1, &b1, 4);
-  float y = p * s0 * s1;
-  y = x < -103.9f ? 0.0f : y;
+  uint32_t bits, whole; /* 2^n p: n added to the exponent; beyond the range it is replaced below */
+  memcpy(&bits, &p, 4);
+  memcpy(&whole, &t, 4);
+  bits += whole << 23;
+  float y;
+  memcpy(&y, &bits, 4);
+  y = x < -87.33654f ? 0.0f : y;
+  y = x > 88.72283f ? INFINITY : y;
   return x != x ? x : y;
 }
 
@@ -152,6 +151,22 @@ static inline void px_store_row(void *row, px_dtype type, int64_t at, int64_t co
 #pragma omp simd
     for (int64_t i = 0; i < count; i++) y[i] = px_round_f16(in[i]);
   }
+}
+
+/* The same without a copy where the row is float32: what px_row_in returns is read instead of `buffer`; what px_row_out
+ * returns is written, and px_row_done stores it. An output may be written where an input of the same elements lies. */
+static inline const float *px_row_in(const void *row, px_dtype type, int64_t at, int64_t count, float *buffer) {
+  if (type == PX_F32) return (const float *)row + at;
+  px_load_row(row, type, at, count, buffer);
+  return buffer;
+}
+
+static inline float *px_row_out(void *row, px_dtype type, int64_t at, float *buffer) {
+  return type == PX_F32 ? (float *)row + at : buffer;
+}
+
+static inline void px_row_done(void *row, px_dtype type, int64_t at, int64_t count, const float *buffer) {
+  if (type != PX_F32) px_store_row(row, type, at, count, buffer);
 }
 
 /* Rows are worked on in pieces of this many floats on the stack. */

@@ -42,51 +42,68 @@ px_cost px_norm_bwd_cost(const px_norm_bwd_args *a) {
       .operations = n * ((a->dx ? 9 : 0) + (a->dw ? 3 : 0) + (a->db ? 1 : 0))};
 }
 
-static void fwd_row(const px_norm_fwd_args *a, int64_t t, int64_t h) {
-  int64_t at = t * a->x_stride + h * a->dim, to = t * a->y_stride + h * a->dim;
-  float u[PX_PIECE], w[PX_PIECE], sum = 0, squares = 0;
+/* x, or x + residual, which is stored; its sum and that of its squares. */
+static void sums_of_row(const px_norm_fwd_args *a, int64_t at, float *sum, float *squares) {
+  float total = 0, total_squares = 0;
   for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
     int64_t n = a->dim - from < PX_PIECE ? a->dim - from : PX_PIECE;
-    px_load_row(a->x, a->dtype, at + from, n, u);
+    float b0[PX_PIECE], b1[PX_PIECE];
+    const float *u = px_row_in(a->x, a->dtype, at + from, n, b0);
     if (a->residual) {
-      px_load_row(a->residual, a->dtype, at + from, n, w);
+      const float *more = px_row_in(a->residual, a->dtype, at + from, n, b1);
+      float *both = px_row_out(a->sum, a->dtype, at + from, b0);
 #pragma omp simd
-      for (int64_t i = 0; i < n; i++) u[i] += w[i];
-      px_store_row(a->sum, a->dtype, at + from, n, u);
-      px_load_row(a->sum, a->dtype, at + from, n, u);
+      for (int64_t i = 0; i < n; i++) both[i] = u[i] + more[i];
+      px_row_done(a->sum, a->dtype, at + from, n, b0);
+      u = px_row_in(a->sum, a->dtype, at + from, n, b0); /* as rounded */
     }
-#pragma omp simd reduction(+ : sum, squares)
+#pragma omp simd reduction(+ : total, total_squares)
     for (int64_t i = 0; i < n; i++) {
-      sum += u[i];
-      squares += u[i] * u[i];
+      total += u[i];
+      total_squares += u[i] * u[i];
     }
   }
+  *sum = total;
+  *squares = total_squares;
+}
+
+static float spread_of_row(const px_norm_fwd_args *a, const void *source, int64_t at, float mean) {
+  float spread = 0, b0[PX_PIECE];
+  for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
+    int64_t n = a->dim - from < PX_PIECE ? a->dim - from : PX_PIECE;
+    const float *u = px_row_in(source, a->dtype, at + from, n, b0);
+#pragma omp simd reduction(+ : spread)
+    for (int64_t i = 0; i < n; i++) spread += (u[i] - mean) * (u[i] - mean);
+  }
+  return spread;
+}
+
+static void fwd_row(const px_norm_fwd_args *a, int64_t t, int64_t h) {
+  int64_t at = t * a->x_stride + h * a->dim, to = t * a->y_stride + h * a->dim;
+  float sum, squares, mean = 0;
+  sums_of_row(a, at, &sum, &squares);
   const void *source = a->residual ? a->sum : a->x;
-  float mean = 0, var = squares / (float)a->dim;
+  float var = squares / (float)a->dim;
   if (a->kind == PX_NORM_LAYER) { /* a second pass: E[u^2] - E[u]^2 cancels */
     mean = sum / (float)a->dim;
-    float spread = 0;
-    for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
-      int64_t n = a->dim - from < PX_PIECE ? a->dim - from : PX_PIECE;
-      px_load_row(source, a->dtype, at + from, n, u);
-#pragma omp simd reduction(+ : spread)
-      for (int64_t i = 0; i < n; i++) spread += (u[i] - mean) * (u[i] - mean);
-    }
-    var = spread / (float)a->dim;
+    var = spread_of_row(a, source, at, mean) / (float)a->dim;
   }
   float rstd = 1.0f / sqrtf(var + a->eps);
   for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
     int64_t n = a->dim - from < PX_PIECE ? a->dim - from : PX_PIECE;
-    px_load_row(source, a->dtype, at + from, n, u);
-    px_load_row(a->weight, a->weight_type, from, n, w);
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) u[i] = (u[i] - mean) * rstd * w[i];
+    float b0[PX_PIECE], b1[PX_PIECE], b2[PX_PIECE];
+    const float *u = px_row_in(source, a->dtype, at + from, n, b0),
+                *w = px_row_in(a->weight, a->weight_type, from, n, b1);
+    float *y = px_row_out(a->y, a->dtype, to + from, b0);
     if (a->bias) {
-      px_load_row(a->bias, a->weight_type, from, n, w);
+      const float *bias = px_row_in(a->bias, a->weight_type, from, n, b2);
 #pragma omp simd
-      for (int64_t i = 0; i < n; i++) u[i] += w[i];
+      for (int64_t i = 0; i < n; i++) y[i] = (u[i] - mean) * rstd * w[i] + bias[i];
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) y[i] = (u[i] - mean) * rstd * w[i];
     }
-    px_store_row(a->y, a->dtype, to + from, n, u);
+    px_row_done(a->y, a->dtype, to + from, n, b0);
   }
   if (a->rstd) a->rstd[t * a->heads + h] = rstd;
   if (a->mean) a->mean[t * a->heads + h] = mean;
@@ -102,12 +119,11 @@ static void bwd_row(const px_norm_bwd_args *a, int64_t t, int64_t h) {
   int64_t at = t * a->x_stride + h * a->dim, dy_at = t * a->dy_stride + h * a->dim,
           dx_at = t * a->dx_stride + h * a->dim;
   float rstd = a->rstd[t * a->heads + h], mean = a->kind == PX_NORM_LAYER ? a->mean[t * a->heads + h] : 0;
-  float g[PX_PIECE], x[PX_PIECE], w[PX_PIECE], sum_g = 0, sum_gn = 0;
+  float b0[PX_PIECE], b1[PX_PIECE], b2[PX_PIECE], b3[PX_PIECE], sum_g = 0, sum_gn = 0;
   for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
     int64_t n = a->dim - from < PX_PIECE ? a->dim - from : PX_PIECE;
-    px_load_row(a->dy, a->dtype, dy_at + from, n, g);
-    px_load_row(a->x, a->dtype, at + from, n, x);
-    px_load_row(a->weight, a->weight_type, from, n, w);
+    const float *g = px_row_in(a->dy, a->dtype, dy_at + from, n, b0), *x = px_row_in(a->x, a->dtype, at + from, n, b1),
+                *w = px_row_in(a->weight, a->weight_type, from, n, b2);
 #pragma omp simd reduction(+ : sum_g, sum_gn)
     for (int64_t i = 0; i < n; i++) {
       float gw = g[i] * w[i];
@@ -118,17 +134,18 @@ static void bwd_row(const px_norm_bwd_args *a, int64_t t, int64_t h) {
   float c_g = a->kind == PX_NORM_LAYER ? sum_g / (float)a->dim : 0, c_n = sum_gn / (float)a->dim;
   for (int64_t from = 0; from < a->dim; from += PX_PIECE) {
     int64_t n = a->dim - from < PX_PIECE ? a->dim - from : PX_PIECE;
-    px_load_row(a->dy, a->dtype, dy_at + from, n, g);
-    px_load_row(a->x, a->dtype, at + from, n, x);
-    px_load_row(a->weight, a->weight_type, from, n, w);
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) g[i] = rstd * (g[i] * w[i] - c_g - (x[i] - mean) * rstd * c_n);
+    const float *g = px_row_in(a->dy, a->dtype, dy_at + from, n, b0), *x = px_row_in(a->x, a->dtype, at + from, n, b1),
+                *w = px_row_in(a->weight, a->weight_type, from, n, b2);
+    float *dx = px_row_out(a->dx, a->dtype, dx_at + from, b0);
     if (a->dresidual) {
-      px_load_row(a->dresidual, a->dtype, dx_at + from, n, w);
+      const float *more = px_row_in(a->dresidual, a->dtype, dx_at + from, n, b3);
 #pragma omp simd
-      for (int64_t i = 0; i < n; i++) g[i] += w[i];
+      for (int64_t i = 0; i < n; i++) dx[i] = rstd * (g[i] * w[i] - c_g - (x[i] - mean) * rstd * c_n) + more[i];
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) dx[i] = rstd * (g[i] * w[i] - c_g - (x[i] - mean) * rstd * c_n);
     }
-    px_store_row(a->dx, a->dtype, dx_at + from, n, g);
+    px_row_done(a->dx, a->dtype, dx_at + from, n, b0);
   }
 }
 

@@ -5,13 +5,14 @@
 
 Model: SmolLM2-135M, dequantised to a float32 folder that both read. Rows: the E2E task's (--e2e, a folder with train.txt
 and valid.txt) or generated ones like them, tokenised once, given to both as ids. A prefix of 20 from one initial value,
-16 rows a step, AdamW 1e-2 with 10 steps of warm-up and linear decay, clipping at 1. Peak memory is the kernel's figure
+16 rows a step, the same rows in each step, AdamW 1e-2 with 10 steps of warm-up and linear decay, clipping at 1. Peak memory is the kernel's figure
 (ru_maxrss) of the whole process, loading included. In the first round each trains all --steps and its validation loss
 is taken (`pfx eval`, for both); later rounds are short. The first steps of a run are not counted.
 """
 import argparse
 import csv
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -32,13 +33,20 @@ SKIPPED, BATCH_ROWS = 3, 16
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
+def dequantise(gguf, model):
+    from make_smollm2_golden import from_gguf, open_model
+    open_model(gguf).save_pretrained(model)
+    from_gguf(gguf).save(str(model / "tokenizer.json"))
+
+
 def prepare(args, folder):
-    """The dequantised model, the rows as ids, PEFT's initial prefix."""
+    """The dequantised model, the rows as ids, the initial prefix. Small: a process inherits its parent's peak memory."""
     model = folder / "smollm2-f32"
-    if not (model / "tokenizer.json").exists():
-        from make_smollm2_golden import from_gguf, open_model
-        open_model(args.smollm).save_pretrained(model)
-        from_gguf(args.smollm).save(str(model / "tokenizer.json"))
+    maker = multiprocessing.get_context("spawn").Process(target=dequantise, args=(args.smollm, model))
+    maker.start()
+    maker.join()
+    if maker.exitcode:
+        sys.exit("cpu_vs_peft: the model was not dequantised")
     from tokenizers import Tokenizer
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     if args.e2e:
@@ -137,11 +145,10 @@ def main():
 
 
 def report(args, name, folder, rates, rows, losses):
-    import peft
-    import torch
+    from importlib.metadata import version
     versions = {"date": time.strftime("%Y-%m-%d"), "processor": name, "threads": 2, "system": platform.platform(terse=True),
                 "commit": subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True,
-                                         text=True).stdout.strip(), "torch": torch.__version__, "peft": peft.__version__,
+                                         text=True).stdout.strip(), "torch": version("torch"), "peft": version("peft"),
                 "rows": "E2E" if args.e2e else "generated"}
     for row in rows:
         frozen, pfx, theirs = losses[row["dtype"]]
