@@ -199,7 +199,7 @@ CHECKS |= {"PEFT computes the same with a prefix trained through an encoder": ch
            "loss of eval": check_eval, "BLEU, chrF, ROUGE-L, exact match": check_metrics}
 CHECKS |= {script: check_again(script) for script in (
     "make_golden.py", "make_gguf_golden.py", "make_text_golden.py", "make_smollm2_golden.py",
-    "tokenizers/make_tokenizer_golden.py")}
+    "make_adamw_golden.py", "tokenizers/make_tokenizer_golden.py")}
 
 
 def main():
