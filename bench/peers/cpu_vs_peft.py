@@ -61,7 +61,8 @@ def prepare(args, folder):
                 asked, told = (tokenizer.encode(text, add_special_tokens=False).ids for text in (prompt, completion))
                 told.append(2)  # the end token
                 file.write(json.dumps({"ids": asked + told, "labels": [-100] * len(asked) + told}) + "\n")
-    run([sys.executable, HERE / "peft_train.py", "--model", model, "--init", folder / "start"])
+    run([sys.executable, HERE / "peft_train.py", "--model", model, "--rows", folder / "train.jsonl", "--init",
+         folder / "start"])
     return model
 
 

@@ -2,7 +2,7 @@
 """Prefix tuning with PEFT on PyTorch as its users do it, for cpu_vs_peft.py: padded batches, the model's own loss, AdamW.
 The batches hold the same rows in the same order as those of `pfx train --seed 1`.
 
-    peft_train.py --init DIR --model FOLDER                        makes an initial prefix: normal numbers, as pfx starts
+    peft_train.py --init DIR --model FOLDER --rows F                      makes an initial prefix, as pfx's default
     peft_train.py --start DIR --model FOLDER --rows F --out DIR    trains from it; metrics.jsonl has a line a step
 """
 import argparse
@@ -23,7 +23,6 @@ logging.set_verbosity_error()
 warnings.filterwarnings("ignore", module="peft|transformers")
 
 PREFIX, SEED = 20, 1
-START = 0.02  # standard deviation; PEFT's own is 1, from which neither learns much in 60 steps
 SHUFFLE = 2  # px_stream
 
 
@@ -65,8 +64,24 @@ def batches(rows, batch_rows):
                    "labels": pad([row["labels"] for row in chosen], -100)}
 
 
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def init(args):
+    """PEFT's folder with the keys and values of the first tokens of the rows, which is where pfx starts. (From PEFT's
+    own normal numbers neither learns much in 60 steps.)"""
+    model = open_model(args.model, torch.float32)
+    ids = torch.tensor([[i for row in read(args.rows)[:PREFIX] for i in row["ids"]][:PREFIX]])
+    with torch.no_grad():
+        cache = model.get_base_model()(input_ids=ids, use_cache=True).past_key_values
+        slices = [part[0].transpose(0, 1).flatten(1) for layer in cache.layers for part in (layer.keys, layer.values)]
+        model.prompt_encoder["default"].embedding.weight.copy_(torch.stack(slices, 1).flatten(1))
+    model.save_pretrained(args.init)
+
+
 def train(args):
-    rows = [json.loads(line) for line in args.rows.read_text().splitlines()]
+    rows = read(args.rows)
     model = open_model(args.model, getattr(torch, args.dtype))
     encoder = model.prompt_encoder["default"]
     with torch.no_grad():
@@ -109,9 +124,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.init:
-        model = open_model(args.model, torch.float32)
-        torch.nn.init.normal_(model.prompt_encoder["default"].embedding.weight, std=START)
-        model.save_pretrained(args.init)
+        init(args)
     else:
         train(args)
 

@@ -204,11 +204,17 @@ pfx_status pfx_probe_wait(const pfx_model *model, const pfx_tokenizer *tokenizer
   px_status status = px_backend_open_cpu(&(px_backend_options){.threads = m->be->threads, .log = log}, &be, e);
   if (status == PX_OK && o.tune) status = px_tune_parse(o.tune, o.init, o.reparam, &spec, e);
   spec.force = o.force;
-  if (status == PX_OK && o.tune) status = px_tune_open(m, be, tok, &spec, o.seed, &tune, e);
+  bool from_rows = o.tune && spec.init == PX_INIT_DATA;
+  if (status == PX_OK && o.tune && !from_rows) status = px_tune_open(m, be, tok, &spec, o.seed, &tune, e);
   if (status == PX_OK) status = px_api_row_options(&o.rows, tok, px_model_config(m), &row_options, e);
   if (status == PX_OK && row_options.max_row_tokens == 0)
-    row_options.max_row_tokens = px_model_config(m)->context - (adapter ? adapter->adapter->tokens : tune ? tune->tokens : 0);
+    row_options.max_row_tokens = px_model_config(m)->context - (adapter ? adapter->adapter->tokens : tune ? tune->tokens : spec.prefix_tokens);
   if (status == PX_OK) status = px_rows_read(o.data, tok, &row_options, &log, &rows, e);
+  if (status == PX_OK && from_rows) {
+    spec.data_ids = rows.ids;
+    spec.data_tokens = (int64_t)rows.offsets[rows.count];
+    status = px_tune_open(m, be, tok, &spec, o.seed, &tune, e);
+  }
   if (status == PX_OK) status = px_probe(m, be, &rows, adapter ? adapter->adapter : NULL, tune, o.out, e);
   px_rows_free(&rows);
   px_tune_close(tune);

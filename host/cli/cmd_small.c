@@ -250,7 +250,7 @@ static const cli_option probe_options[] = {
     {CLI_TEXT, "out", "FILE", "The safetensors file to write.", NULL, &probe.out, NULL},
     {CLI_TEXT, "adapter", "FOLDER", "Probe with this adapter.", NULL, &adapter_path, NULL},
     {CLI_TEXT, "tune", "PARTS", "Probe with freshly initialised parts.", NULL, &probe.tune, NULL},
-    {CLI_TEXT, "init", "HOW", "Where those parts start.", "random", &probe.init, NULL},
+    {CLI_TEXT, "init", "HOW", "Where those parts start.", "data", &probe.init, NULL},
     {CLI_INT32, "reparam", "H", "Their hidden width.", "none", &probe.reparam, NULL},
     {CLI_SEED, "seed", "N", "Of their random numbers.", "0", &probe.seed, NULL},
     {CLI_FLAG, "force", NULL, "Use an adapter that was trained on other weights.", NULL, &force, NULL},

@@ -18,7 +18,7 @@ static const cli_option options[] = {
     {CLI_TEXT, "valid", "FILE", "Rows to validate on; the best adapter is kept.", NULL, &o.valid, NULL},
     {CLI_TEXT, "out", "FOLDER", "Where the run goes: the adapter in PEFT's format, run.json, metrics.jsonl, checkpoint/.", NULL, &o.out, NULL},
     {CLI_LIST, "tune", "PARTS", "What is learned: prefix:N, with options behind colons (prefix:20:lr=1e-2:init=@text.txt:reparam=512:dropout=0.1).", "prefix:20", &tunes, NULL},
-    {CLI_TEXT, "init", "HOW", "Where the prefix starts: random, zero, text:TEXT, text-file:FILE, adapter:FOLDER.", "random", &o.init, NULL},
+    {CLI_TEXT, "init", "HOW", "Where the prefix starts: data (keys and values of the first training tokens), random, zero, text:TEXT, text-file:FILE, adapter:FOLDER.", "data", &o.init, NULL},
     {CLI_INT32, "reparam", "H", "Learn the prefix through a small network of hidden width H; it is flattened into the adapter.", "none", &o.reparam, NULL},
     {CLI_SECTION, "How long", NULL, NULL, NULL, NULL, NULL},
     {CLI_INT, "steps", "N", "Updates.", "from --epochs", &o.steps, NULL},

@@ -53,6 +53,12 @@ void px_map_close(px_map *map) {
   *map = (px_map){0};
 }
 
+void px_map_forget(const void *bytes, size_t count) {
+  uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)bytes + page - 1) / page * page,
+            to = ((uintptr_t)bytes + count) / page * page;
+  if (to > from) madvise((void *)from, to - from, MADV_DONTNEED); /* only advice: nothing depends on it */
+}
+
 px_status px_file_read(const char *path, size_t limit_bytes, px_buf *out, px_error *err) {
   int fd = -1;
   size_t bytes = 0;

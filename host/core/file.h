@@ -18,6 +18,9 @@ typedef struct px_map {
 
 px_status px_map_open(const char *path, px_map *map, px_error *err);
 void px_map_close(px_map *map);
+/* Bytes of a map that will not be read again soon: their pages no longer count as this process's memory, and come back
+ * from the file if they are read after all. */
+void px_map_forget(const void *bytes, size_t count);
 
 /* Reads a file into *out (appended). Refuses more than limit_bytes. */
 px_status px_file_read(const char *path, size_t limit_bytes, px_buf *out, px_error *err);

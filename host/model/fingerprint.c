@@ -38,6 +38,7 @@ px_status px_fingerprint_make(px_source *source, px_fingerprint *out, px_error *
     const px_canonical *t = &tensors[i].tensor;
     int64_t last = t->rows * t->cols - 1;
     for (int k = 0; k < PER; k++) values[i * PER + (size_t)k] = px_canonical_value(t, (int64_t)((__int128)last * k / (PER - 1)));
+    px_map_forget(t->view->data, t->view->bytes); /* each sample has brought in its neighbourhood */
     char shape[64];
     int bytes = t->dims == 1 ? snprintf(shape, sizeof shape, "[%lld]", (long long)t->cols)
                              : snprintf(shape, sizeof shape, "[%lld,%lld]", (long long)t->rows, (long long)t->cols);

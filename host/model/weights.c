@@ -64,6 +64,7 @@ static px_status convert_all(const px_named_tensor *named, px_dtype dtype, char 
     int64_t found = convert(t, from, count, dtype, dst + (size_t)at * element);
     if (found >= 0 && at + found < bad) bad = at + found;
   }
+  px_map_forget(t->view->data, t->view->bytes);
   return bad != INT64_MAX ? not_finite(named, bad, err) : PX_OK;
 }
 
@@ -218,6 +219,7 @@ static px_status verify(const px_named_tensor *named, px_error *err) {
     int64_t at = c * CHUNK, found = convert(t, at, total - at < CHUNK ? total - at : CHUNK, PX_F32, values);
     if (found >= 0 && at + found < bad) bad = at + found;
   }
+  px_map_forget(t->view->data, t->view->bytes);
   return bad != INT64_MAX ? not_finite(named, bad, err) : PX_OK;
 }
 

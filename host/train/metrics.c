@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
- * metrics.jsonl: a line a step, appended whole. After a kill the file may be ahead of the checkpoint; resume drops what the
- * run is about to do again, so that the finished file equals that of a run that was never stopped. */
+ * metrics.jsonl: a line a step, appended whole. After a kill the file may be ahead of the checkpoint; resume drops what
+ * the run is about to do again, so that the finished file equals that of a run that was never stopped. */
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -18,6 +19,13 @@ double px_clock(void) {
 }
 
 uint64_t px_peak_bytes(void) {
+  /* The kernel's peak of this program: getrusage's includes what its parent held when it was started. */
+  unsigned long long kib = 0;
+  char line[128];
+  FILE *status = fopen("/proc/self/status", "re");
+  while (status && fgets(line, sizeof line, status) && sscanf(line, "VmHWM: %llu kB", &kib) != 1) continue;
+  if (status) fclose(status);
+  if (kib) return kib * 1024;
   struct rusage usage;
   return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
 }
@@ -64,14 +72,15 @@ px_status px_metrics_write(px_run *run, const px_metrics_line *m, px_error *err)
   add_number(&line, "loss", m->loss);
   px_buf_printf(&line, "\"lr\": %.9g, ", m->lr);
   add_number(&line, "grad_norm", m->grad_norm);
-  px_buf_printf(&line, "\"tokens\": %lld, \"tokens_per_s\": %.1f, \"seconds\": %.3f, \"peak_bytes\": %llu", (long long)m->tokens,
-                m->tokens_per_s, m->seconds, (unsigned long long)m->peak_bytes);
+  px_buf_printf(&line, "\"tokens\": %lld, \"tokens_per_s\": %.1f, \"seconds\": %.3f, \"peak_bytes\": %llu",
+                (long long)m->tokens, m->tokens_per_s, m->seconds, (unsigned long long)m->peak_bytes);
   if (isfinite(m->valid_loss)) px_buf_printf(&line, ", \"valid_loss\": %.9g", m->valid_loss);
   px_buf_puts(&line, "}\n");
   px_status status = line.failed ? px_fail(err, PX_NO_MEMORY, "no memory") : PX_OK;
   if (status == PX_OK) {
     ssize_t put = write(run->metrics_fd, line.data, line.len);
-    if (put != (ssize_t)line.len) status = px_fail_errno(err, PX_IO, put < 0 ? errno : ENOSPC, "cannot write %s/metrics.jsonl", run->options.out);
+    if (put != (ssize_t)line.len)
+      status = px_fail_errno(err, PX_IO, put < 0 ? errno : ENOSPC, "cannot write %s/metrics.jsonl", run->options.out);
   }
   px_buf_free(&line);
   return status;

@@ -93,20 +93,33 @@ static void clean(const px_run *run, bool all) {
   clean_folder(run, "checkpoint", all);
 }
 
-static px_status read_rows(px_run *run, px_error *err) {
+static px_status read_rows(px_run *run, int32_t prefix_tokens, px_error *err) {
   px_train_options *o = &run->options;
   const px_config *c = px_model_config(run->model);
-  int room = c->context - run->tune->tokens;
+  int room = c->context - prefix_tokens;
   if (room < 2)
-    return px_fail(err, PX_INVALID, "%d virtual tokens leave no room in the model's context of %d", run->tune->tokens,
+    return px_fail(err, PX_INVALID, "%d virtual tokens leave no room in the model's context of %d", prefix_tokens,
                    c->context);
   if (o->rows.max_row_tokens <= 0) o->rows.max_row_tokens = room;
   if (o->rows.max_row_tokens > room)
     return px_fail(err, PX_INVALID, "--max-row-tokens %d and %d virtual tokens exceed the model's context of %d",
-                   o->rows.max_row_tokens, run->tune->tokens, c->context);
+                   o->rows.max_row_tokens, prefix_tokens, c->context);
   o->rows.vocab_size = c->vocab;
   PX_TRY(px_rows_read(o->data, run->tok, &o->rows, &run->calls->log, &run->train, err));
   return o->valid ? px_rows_read(o->valid, run->tok, &o->rows, &run->calls->log, &run->valid, err) : PX_OK;
+}
+
+/* The rows and what is trained. A start that is read says how much room the rows have; one that the rows give has to
+ * wait for them. */
+static px_status open_tune(px_run *run, px_error *err) {
+  px_tune_spec *spec = &run->spec;
+  if (spec->init == PX_INIT_DATA) {
+    PX_TRY(read_rows(run, spec->prefix_tokens, err));
+    spec->data_ids = run->train.ids;
+    spec->data_tokens = (int64_t)run->train.offsets[run->train.count];
+  }
+  PX_TRY(px_tune_open(run->model, run->be, run->tok, spec, run->options.seed, &run->tune, err));
+  return spec->init == PX_INIT_DATA ? PX_OK : read_rows(run, run->tune->tokens, err);
 }
 
 /* The length of the run, and what follows from it. */
@@ -146,8 +159,7 @@ static px_status set_up(px_run *run, int32_t restored_tokens, px_error *err) {
   if (o->prefix_dropout > 0) run->spec.dropout = (float)o->prefix_dropout;
   run->spec.weight_decay = (float)o->weight_decay;
   if (o->lr == 0) o->lr = run->spec.lr > 0 ? run->spec.lr : px_tune_usual_lr(&run->spec);
-  PX_TRY(px_tune_open(run->model, run->be, run->tok, &run->spec, o->seed, &run->tune, err));
-  PX_TRY(read_rows(run, err));
+  PX_TRY(open_tune(run, err));
   px_batch_options batching = {
       .batch_rows = o->batch_rows, .batch_tokens = o->batch_tokens, .shuffle = true, .seed = o->seed};
   PX_TRY(px_batches_open(&run->train, &batching, &run->batches, err));

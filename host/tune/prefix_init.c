@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Where a prefix starts: random numbers, zeros, the keys and values of a text, or another adapter. */
+ * Where a prefix starts: the keys and values of the first training rows or of a text, random numbers, zeros, or another
+ * adapter. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -90,6 +91,22 @@ static px_status from_text(const px_model *model, px_backend *be, const px_token
   return status;
 }
 
+/* The first tokens of the rows, from the first again where they are too few. */
+static px_status from_data(const px_model *model, px_backend *be, const px_tune_spec *spec, float **values,
+                           px_error *err) {
+  const px_config *c = px_model_config(model);
+  int32_t tokens = spec->prefix_tokens;
+  if (tokens < 1 || spec->data_tokens < 1) return px_fail(err, PX_INVALID, "--init data needs rows and prefix:N");
+  size_t floats = (size_t)tokens * 2 * (size_t)c->layers * (size_t)c->kv_heads * (size_t)c->head_dim;
+  int32_t *ids = px_calloc((size_t)tokens, sizeof *ids);
+  *values = ids ? px_calloc(floats, sizeof **values) : NULL;
+  px_status status = *values ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory for a prefix of %d tokens", tokens);
+  for (int32_t i = 0; status == PX_OK && i < tokens; i++) ids[i] = spec->data_ids[i % spec->data_tokens];
+  if (status == PX_OK) status = px_prefix_of_text(model, be, ids, tokens, *values, err);
+  free(ids);
+  return status;
+}
+
 static px_status from_adapter(const px_model *model, const px_tokenizer *tok, const px_tune_spec *spec, int32_t *tokens,
                               float **values, px_error *err) {
   const px_config *c = px_model_config(model);
@@ -121,6 +138,7 @@ px_status px_prefix_initial(const px_model *model, px_backend *be, const px_toke
   px_status status = PX_OK;
   if (spec->restored) return PX_OK;
   if (spec->init == PX_INIT_TEXT) status = from_text(model, be, tok, spec, tokens, values, err);
+  if (spec->init == PX_INIT_DATA) status = from_data(model, be, spec, values, err);
   if (spec->init == PX_INIT_ADAPTER) status = from_adapter(model, tok, spec, tokens, values, err);
   if (status == PX_OK && *tokens < 1) status = px_fail(err, PX_INVALID, "a prefix needs at least one virtual token");
   return status;

@@ -34,8 +34,12 @@ static char *absolute(const char *path) {
   return real ? real : strdup(path);
 }
 
-/* random | zero | text:... | text-file:F or @F | adapter:DIR */
+/* data | random | zero | text:... | text-file:F or @F | adapter:DIR */
 static px_status parse_init(const char *text, px_tune_spec *spec, px_error *err) {
+  static const struct {
+    const char *name;
+    px_init init;
+  } plain[] = {{"data", PX_INIT_DATA}, {"random", PX_INIT_RANDOM}, {"zero", PX_INIT_ZERO}};
   static const struct {
     const char *start;
     px_init init;
@@ -46,10 +50,11 @@ static px_status parse_init(const char *text, px_tune_spec *spec, px_error *err)
                {"adapter:", PX_INIT_ADAPTER, false, true}};
   free(spec->init_value);
   spec->init_value = NULL;
-  if (strcmp(text, "random") == 0 || strcmp(text, "zero") == 0) {
-    spec->init = strcmp(text, "zero") == 0 ? PX_INIT_ZERO : PX_INIT_RANDOM;
-    return PX_OK;
-  }
+  for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
+    if (strcmp(text, plain[i].name) == 0) {
+      spec->init = plain[i].init;
+      return PX_OK;
+    }
   for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
     size_t n = strlen(forms[i].start);
     if (strncmp(text, forms[i].start, n) != 0) continue;
@@ -59,11 +64,13 @@ static px_status parse_init(const char *text, px_tune_spec *spec, px_error *err)
     return spec->init_value ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory");
   }
   return px_fail(err, PX_INVALID,
-                 "--init \"%s\" is not known: random, zero, text:TEXT, text-file:FILE, adapter:FOLDER are", text);
+                 "--init \"%s\" is not known: data, random, zero, text:TEXT, text-file:FILE, adapter:FOLDER are", text);
 }
 
 const char *px_tune_init_text(const px_tune_spec *spec, px_arena *arena) {
   switch (spec->init) {
+    case PX_INIT_DATA:
+      return "data";
     case PX_INIT_RANDOM:
       return "random";
     case PX_INIT_ZERO:
@@ -99,7 +106,7 @@ static px_status parse_key(const char *part, char *item, px_tune_spec *spec, px_
 }
 
 px_status px_tune_parse(const char *text, const char *init, int reparam, px_tune_spec *spec, px_error *err) {
-  *spec = (px_tune_spec){0};
+  *spec = (px_tune_spec){.init = PX_INIT_DATA}; /* learns best: docs/performance.md, "Where a prefix starts" */
   if (strchr(text, '+'))
     return px_fail(err, PX_INVALID, "--tune %s: joined parts are not in this release, one prefix is", text);
   char *copy = strdup(text), *save = NULL;

@@ -139,14 +139,15 @@ px_status px_tune_open(const px_model *model, px_backend *be, const px_tokenizer
     return px_fail(err, PX_NO_MEMORY, "no memory");
   }
   *t = (px_tune){.be = be, .config = px_model_config(model), .dtype = model->dtype, .spec = *spec, .own = p};
-  t->spec.init_value = NULL; /* the caller's; not needed after this call */
+  t->spec.init_value = NULL; /* the caller's, as are the ids; not needed after this call */
+  t->spec.data_ids = NULL;
   float *initial = NULL; /* [layers][2][P][width] from a text or an adapter */
   px_status status = px_prefix_initial(model, be, tok, spec, &t->tokens, &initial, err);
   if (status != PX_OK) goto fail;
   p->width = (int64_t)t->config->kv_heads * t->config->head_dim;
   p->slice = t->tokens * p->width;
   p->slices = 2 * (int64_t)t->config->layers;
-  p->has_offset = spec->reparam_hidden && (spec->init == PX_INIT_TEXT || spec->init == PX_INIT_ADAPTER);
+  p->has_offset = spec->reparam_hidden && spec->init != PX_INIT_RANDOM && spec->init != PX_INIT_ZERO;
   p->param_floats = spec->reparam_hidden ? reparam_floats(t, p) : 0;
   int64_t floats = lay_out(t, p, NULL);
   p->memory = px_backend_alloc(be, (size_t)floats * sizeof(float));

@@ -7,7 +7,7 @@
 #include "model/model.h"
 #include "text/tokenizer.h"
 
-typedef enum px_init { PX_INIT_RANDOM = 0, PX_INIT_ZERO, PX_INIT_TEXT, PX_INIT_ADAPTER } px_init;
+typedef enum px_init { PX_INIT_RANDOM = 0, PX_INIT_ZERO, PX_INIT_TEXT, PX_INIT_ADAPTER, PX_INIT_DATA } px_init;
 
 /* One part of --tune: NAME[:SIZE][:KEY=VALUE]... */
 typedef struct px_tune_spec {
@@ -15,6 +15,8 @@ typedef struct px_tune_spec {
   px_init init;
   char *init_value;       /* the text, the file that holds it, or the adapter's folder (paths absolute where they exist); owned */
   bool init_file;         /* INIT_TEXT: init_value names a file */
+  const int32_t *data_ids; /* INIT_DATA: the rows' tokens one after the other; borrowed until px_tune_open returns */
+  int64_t data_tokens;
   bool force;             /* INIT_ADAPTER: an adapter of other weights will do */
   bool restored;          /* the values come from a checkpoint: no initial ones are computed; prefix_tokens is given */
   int32_t reparam_hidden; /* H; 0: the prefix is trained directly */
@@ -57,7 +59,7 @@ typedef struct px_tune {
   void *own;               /* the part's own buffers */
 } px_tune;
 
-/* Allocates and initialises from (seed). Text init runs the model; `tok` may be NULL otherwise. */
+/* Allocates and initialises from (seed). Text and data init run the model; `tok` may be NULL otherwise. */
 px_status px_tune_open(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec, uint64_t seed,
                        px_tune **out, px_error *err);
 void px_tune_close(px_tune *tune);

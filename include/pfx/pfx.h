@@ -244,7 +244,7 @@ typedef struct pfx_train_options {
   size_t struct_bytes;
   const char *data, *valid, *out;  /* valid NULL: no validation */
   const char *tune;                /* "prefix:20" (docs/cli.md has the grammar) */
-  const char *init;                /* NULL: the part's own; "random", "zero", "text:...", "text-file:F", "adapter:DIR" */
+  const char *init;                /* NULL: the part's own; "data", "random", "zero", "text:...", "text-file:F", "adapter:DIR" */
   int32_t reparam;                 /* hidden width of the reparameterisation; 0: none */
   int64_t steps;                   /* 0: from epochs */
   double epochs;                   /* default 1 */

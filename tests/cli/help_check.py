@@ -186,7 +186,7 @@ class Usage(command.CommandTest):
                 (["--tune", "lora:8"], '--tune lora:8: "lora" is not known in this release, prefix:N is'),
                 (["--tune", "prefix:4+lora:8"], "--tune prefix:4+lora:8: joined parts are not in this release, one prefix is"),
                 (["--tune", "prefix:127"], "127 virtual tokens leave no room in the model's context of 128"),
-                (["--init", "magic"], '--init "magic" is not known: random, zero, text:TEXT, text-file:FILE, adapter:FOLDER are'),
+                (["--init", "magic"], '--init "magic" is not known: data, random, zero, text:TEXT, text-file:FILE, adapter:FOLDER are'),
                 (["--init", "text:Hello"], "--init text needs the model's tokenizer, and the model has none"),
                 (["--max-row-tokens", "127"], "--max-row-tokens 127 and 20 virtual tokens exceed the model's context of 128"),
                 (["--template", "vicuna"], 'unknown chat template "vicuna"; known: chatml, smollm2, llama-2, llama-3, mistral, '

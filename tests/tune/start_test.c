@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Where a prefix starts: at exactly the keys and values of a text or of another adapter, also below a network, whose
- * last layer then starts at zero; and what is said where lengths do not agree. */
+ * Where a prefix starts: at exactly the keys and values of a text, of the first rows or of another adapter, also below
+ * a network, whose last layer then starts at zero; and what is said where lengths do not agree. */
 #include "helpers/test.h"
 
 #include <ftw.h>
@@ -86,14 +86,11 @@ static bool same(const float *a, const float *b, int32_t tokens) {
   return memcmp(a, b, (size_t)floats_of(tokens) * sizeof *a) == 0;
 }
 
-/* The keys and values of [begin] text, in PEFT's order: token, layer, key before value. */
-static float *text_values(bool begin) {
+/* The keys and values of ids, in PEFT's order: token, layer, key before value. */
+static float *values_of(const int32_t *ids, int32_t count) {
   px_error err = {0};
   const px_config *c = px_model_config(model);
-  int32_t ids[TEXT_BYTES + 1], count = 0;
   int64_t width = (int64_t)c->kv_heads * c->head_dim;
-  if (begin) ids[count++] = BYTE_BOS;
-  for (int i = 0; i < TEXT_BYTES; i++) ids[count++] = (unsigned char)text[i];
   float *by_layer = calloc((size_t)floats_of(count), sizeof *by_layer),
         *out = calloc((size_t)floats_of(count), sizeof *out);
   ASSERT_OK(px_prefix_of_text(model, be, ids, count, by_layer, &err));
@@ -104,6 +101,14 @@ static float *text_values(bool begin) {
                by_layer + ((int64_t)(2 * l + value) * count + t) * width, (size_t)width * sizeof *out);
   free(by_layer);
   return out;
+}
+
+/* The same of [begin] text. */
+static float *text_values(bool begin) {
+  int32_t ids[TEXT_BYTES + 1], count = 0;
+  if (begin) ids[count++] = BYTE_BOS;
+  for (int i = 0; i < TEXT_BYTES; i++) ids[count++] = (unsigned char)text[i];
+  return values_of(ids, count);
 }
 
 /* What attention reads after px_tune_begin_step, against the values in PEFT's order. */
@@ -227,6 +232,35 @@ static void a_length_must_be_the_text_s(void **state) {
       PX_INVALID, "the initial text has 67 tokens, the model's context is 64");
 }
 
+/* The first tokens of the rows, and all of them again where they are fewer; the default. */
+static void the_rows_are_a_start(void **state) {
+  (void)state;
+  px_error err = {0};
+  static const int32_t ids[] = {7, 250, 31, 99, 4}, again[] = {7, 250, 31, 99, 4, 7, 250, 31, 99, 4, 7, 250};
+  static const struct {
+    const char *tune;
+    int32_t tokens;
+    int reparam;
+  } cases[] = {{"prefix:3", 3, 0}, {"prefix:5", 5, 0}, {"prefix:12", 12, 0}, {"prefix:12", 12, HIDDEN}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    px_tune_spec spec;
+    px_tune *t = NULL;
+    ASSERT_OK(px_tune_parse(cases[i].tune, i % 2 ? "data" : NULL, cases[i].reparam, &spec, &err));
+    ASSERT_FAILS(px_tune_open(model, be, NULL, &spec, 0, &t, &err), PX_INVALID, "--init data needs rows and prefix:N");
+    spec.data_ids = ids;
+    spec.data_tokens = 5;
+    ASSERT_OK(px_tune_open(model, be, NULL, &spec, 0, &t, &err));
+    px_tune_spec_free(&spec);
+    px_tune_begin_step(t, 0, 0, false);
+    float *want = values_of(again, cases[i].tokens), *got = export(t);
+    assert_true(same(want, got, cases[i].tokens));
+    expect_read(t, want, false);
+    free(want);
+    free(got);
+    px_tune_close(t);
+  }
+}
+
 /* A tokenizer of another model: its begin token, 256, is no token of this one. */
 static void a_token_outside_the_vocabulary_is_refused(void **state) {
   (void)state;
@@ -343,6 +377,7 @@ int main(void) {
       cmocka_unit_test(a_text_in_a_file_is_the_same_text),
       cmocka_unit_test(below_a_network_the_start_is_a_fixed_offset),
       cmocka_unit_test(a_length_must_be_the_text_s),
+      cmocka_unit_test(the_rows_are_a_start),
       cmocka_unit_test(a_token_outside_the_vocabulary_is_refused),
       cmocka_unit_test(an_adapter_starts_where_it_ended),
       cmocka_unit_test(an_adapter_survives_reading_and_writing),
