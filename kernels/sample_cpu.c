@@ -110,19 +110,25 @@ static place descend(const float *d, int64_t vocab, int64_t count, double mass, 
   double sum = 0;
   for (int level = 0, known = 0; level < 3; known += width[level++]) {
     fill(d, vocab, prefix, known, 32 - known - width[level], width[level], &b);
-    int at = -1, last = 0;
-    for (int i = 0; i < 1 << width[level] && at < 0; i++) {
+    int last = 0; /* the bucket to go down into: the one that reaches, else the last that has mass */
+    int64_t so_far = passed, before_last = passed; /* tokens, and their mass, before bucket i and before `last` */
+    double mass_so_far = sum, mass_before_last = sum;
+    for (int i = 0; i < 1 << width[level]; i++) {
       if (b.count[i] == 0) continue;
-      double then = sum + b.mass[i];
-      if (passed + b.count[i] >= count || (beyond ? then > mass : then >= mass)) at = i;
-      if (b.mass[i] > 0) last = i;
+      double then = mass_so_far + b.mass[i];
+      bool here = so_far + b.count[i] >= count || (beyond ? then > mass : then >= mass);
+      if (here || b.mass[i] > 0) {
+        last = i;
+        before_last = so_far;
+        mass_before_last = mass_so_far;
+      }
+      if (here) break;
+      so_far += b.count[i];
+      mass_so_far = then;
     }
-    if (at < 0) at = last;
-    for (int i = 0; i < at; i++) {
-      passed += b.count[i];
-      sum += b.mass[i];
-    }
-    prefix = prefix << width[level] | (uint32_t)at;
+    passed = before_last;
+    sum = mass_before_last;
+    prefix = prefix << width[level] | (uint32_t)last;
   }
   place p = {prefix, -1};
   for (int64_t i = 0; i < vocab; i++) {
