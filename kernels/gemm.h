@@ -10,6 +10,7 @@
 #define PX_KERNELS_GEMM_H
 
 #include "core/types.h"
+#include "kernels/cost.h"
 
 typedef struct px_gemm_args {
   int64_t m, n, k;
@@ -24,6 +25,7 @@ typedef struct px_gemm_args {
 } px_gemm_args;
 
 const char *px_gemm_check(const px_gemm_args *a);
+px_cost px_gemm_cost(const px_gemm_args *a);
 int px_gemm_plain_cpu(const px_gemm_args *a); /* the reference: float32 accumulation in the order of k, OpenMP over rows */
 
 #endif

@@ -17,6 +17,14 @@ const char *px_gemm_check(const px_gemm_args *a) {
   return NULL;
 }
 
+px_cost px_gemm_cost(const px_gemm_args *a) {
+  double m = (double)a->m, n = (double)a->n, k = (double)a->k;
+  double element = (double)px_dtype_bytes(a->type, 1), c_element = (double)px_dtype_bytes(a->c_type, 1);
+  double bias = a->bias ? n * (double)px_dtype_bytes(a->bias_type, 1) : 0;
+  return (px_cost){.bytes = element * (m * k + k * n) + c_element * m * n * (a->accumulate ? 2 : 1) + bias,
+                   .operations = 2 * m * n * k};
+}
+
 enum { ROWS = 64, COLS = 32, DEPTH = 128, MICRO = 4 }; /* tile of c, piece of k, rows in registers */
 
 /* rows x depth of a, from (i0, k0), as out[depth][ROWS]; rows beyond m are zero. */

@@ -8,22 +8,25 @@
  * By default oneDNN rearranges the weight inside every product, which costs 5 % of float32 and 12 % of bfloat16 at 880
  * rows and two thirds of the time at 1. A backend that is opened with pack_weights (generation, and training in
  * bfloat16, where the copies are half as large) therefore packs each frozen weight once for each direction.
- * oneDNN multiplies packed weights fast only where the rows of a and c follow each other without gaps; elsewhere it
- * falls back to a reference loop, hundreds of times slower, and the plain weight is taken instead.
  *
- * Bits: oneDNN accumulates a row in the same order for every number of rows and threads. It does not promise that, so a
- * test pins it (docs/exactness.md). Packed and plain weights may differ in the last bits.
+ * oneDNN's fast kernel takes only matrices whose rows follow each other without gaps. What serves the others (a slice
+ * of GPT-2's joined q, k, v weight is one) sums a row in another order where rows are few, and packed weights meet
+ * reference loops there. So oneDNN never sees a gap: such a matrix is copied for the time of the product.
+ *
+ * Bits: the fast kernel accumulates a row in the same order for every number of rows and threads. oneDNN does not
+ * promise that, so a test pins it (docs/exactness.md). Packed and plain weights may differ in the last bits.
  *
  * oneDNN 3.x (seen in 3.7.2) cannot tell a matrix of one row or column from its transpose: it sums one row of float32
  * with k above 1024 in other blocks than the same row among others, and writes a column between the rows of a wide c.
  * There one row is computed as the first of two, and one column by the plain C product. */
-#include <dnnl.h>
 #include <dnnl_debug.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/gemm_dense.h"
 #include "backend/gemm_product.h"
+#include "backend/onednn_versions.h"
 #include "core/memory.h"
 
 enum {
@@ -32,37 +35,10 @@ enum {
   PLAIN = -1, /* layout of a weight that is not packed */
 };
 
-/* The two generations: a description of memory is a struct in 2.x, a handle in 3.x. */
-#if DNNL_VERSION_MAJOR >= 3
-typedef const_dnnl_memory_desc_t desc_view;
-#define VIEW(desc) (desc)
-#define desc_strided dnnl_memory_desc_create_with_strides
-#define desc_tagged dnnl_memory_desc_create_with_tag
-static dnnl_status_t desc_copy(dnnl_memory_desc_t *out, desc_view from) { return dnnl_memory_desc_clone(out, from); }
-static void desc_free(dnnl_memory_desc_t *desc) {
-  if (*desc) dnnl_memory_desc_destroy(*desc);
-  *desc = NULL;
-}
-static dnnl_status_t append_sum(dnnl_post_ops_t ops) {
-  return dnnl_post_ops_append_sum(ops, 1.0f, 0, dnnl_data_type_undef);
-}
-#else
-typedef const dnnl_memory_desc_t *desc_view;
-#define VIEW(desc) (&(desc))
-#define desc_strided dnnl_memory_desc_init_by_strides
-#define desc_tagged dnnl_memory_desc_init_by_tag
-static dnnl_status_t desc_copy(dnnl_memory_desc_t *out, desc_view from) {
-  *out = *from;
-  return dnnl_success;
-}
-static void desc_free(dnnl_memory_desc_t *desc) { (void)desc; }
-static dnnl_status_t append_sum(dnnl_post_ops_t ops) { return dnnl_post_ops_append_sum(ops, 1.0f); }
-#endif
-
 /* What a primitive depends on; compared as bytes, so it has no padding. */
 typedef struct shape {
-  int64_t m, n, k, lda, ldb, ldc;
-  int32_t layout; /* of the weight: PLAIN, or an index into layouts, where ldb and trans_b are 0 */
+  int64_t m, n, k;
+  int32_t layout; /* of the weight: PLAIN, or an index into layouts, where trans_b is 0 */
   int8_t type, c_type, bias_type /* -1: none */, trans;
 } shape;
 
@@ -79,7 +55,7 @@ typedef struct entry {
 typedef struct packing {
   int64_t n, k;
   px_dtype type;
-  bool useless; /* it is the plain one, or refused */
+  bool refused;
   size_t bytes;
   dnnl_memory_desc_t desc;
 } packing;
@@ -107,6 +83,7 @@ struct px_product {
   weight *weights[BUCKETS];
   void *scratch;
   size_t scratch_bytes;
+  px_dense dense;
   void *pair; /* see product_of_one_row */
   size_t pair_bytes;
   char name[64];
@@ -183,6 +160,7 @@ void px_product_close(px_product *p) {
   for (size_t i = 0; i < p->layout_count; i++) desc_free(&p->layouts[i].desc);
   free(p->layouts);
   px_backend_free(p->be, p->scratch);
+  px_dense_free(p->be, &p->dense);
   px_backend_free(p->be, p->pair);
   if (p->stream) dnnl_stream_destroy(p->stream);
   if (p->engine) dnnl_engine_destroy(p->engine);
@@ -211,10 +189,15 @@ static void plan_free(plan *w) {
 
 static dnnl_data_type_t type_of(px_dtype t) { return t == PX_F32 ? dnnl_f32 : dnnl_bf16; }
 
+/* ld: elements from row to row, or from column to column where trans. */
 static dnnl_status_t matrix(dnnl_memory_desc_t *out, int64_t rows, int64_t cols, px_dtype type, int64_t ld,
                             bool trans) {
   dnnl_dims_t dims = {rows, cols}, strides = {trans ? 1 : ld, trans ? ld : 1};
   return desc_strided(out, 2, dims, type_of(type), strides);
+}
+
+static dnnl_status_t dense(dnnl_memory_desc_t *out, int64_t rows, int64_t cols, px_dtype type, bool trans) {
+  return matrix(out, rows, cols, type, trans ? rows : cols, trans);
 }
 
 static dnnl_status_t attributes(plan *w, const px_gemm_args *a) {
@@ -231,10 +214,10 @@ static dnnl_status_t attributes(plan *w, const px_gemm_args *a) {
 static dnnl_status_t describe(px_product *p, plan *w, const px_gemm_args *a, desc_view b_desc) {
   dnnl_dims_t b_dims = {a->k, a->n};
   dnnl_status_t s = attributes(w, a);
-  if (!s) s = matrix(&w->a, a->m, a->k, a->type, a->lda, a->trans_a);
+  if (!s) s = dense(&w->a, a->m, a->k, a->type, a->trans_a);
   if (!s) s = b_desc ? desc_copy(&w->b, b_desc) : desc_tagged(&w->b, 2, b_dims, type_of(a->type), dnnl_format_tag_any);
-  if (!s) s = matrix(&w->c, a->m, a->n, a->c_type, a->ldc, false);
-  if (!s && a->bias) s = matrix(&w->bias, 1, a->n, a->bias_type, a->n, false);
+  if (!s) s = dense(&w->c, a->m, a->n, a->c_type, false);
+  if (!s && a->bias) s = dense(&w->bias, 1, a->n, a->bias_type, false);
   if (s) return s;
 #if DNNL_VERSION_MAJOR >= 3
   return dnnl_matmul_primitive_desc_create(&w->desc, p->engine, w->a, w->b, w->bias, w->c, w->attr);
@@ -277,9 +260,6 @@ static shape shape_of(const px_gemm_args *a, int32_t layout) {
   return (shape){.m = a->m,
                  .n = a->n,
                  .k = a->k,
-                 .lda = a->lda,
-                 .ldb = plain ? a->ldb : 0,
-                 .ldc = a->ldc,
                  .layout = layout,
                  .type = (int8_t)a->type,
                  .c_type = (int8_t)a->c_type,
@@ -311,7 +291,7 @@ static int find_primitive(px_product *p, const px_gemm_args *a, int32_t layout, 
   plan w = {0};
   dnnl_memory_desc_t plain = {0};
   entry made = {.key = key};
-  dnnl_status_t s = layout == PLAIN ? matrix(&plain, a->k, a->n, a->type, a->ldb, a->trans_b) : dnnl_success;
+  dnnl_status_t s = layout == PLAIN ? dense(&plain, a->k, a->n, a->type, a->trans_b) : dnnl_success;
   if (!s) s = describe(p, &w, a, layout == PLAIN ? VIEW(plain) : VIEW(p->layouts[layout].desc));
   if (!s && layout != PLAIN && is_reference(&w)) s = dnnl_unimplemented;
   if (!s) s = build(p, &made, a, &w);
@@ -332,19 +312,17 @@ static int find_primitive(px_product *p, const px_gemm_args *a, int32_t layout, 
 /* ---- packed weights ---- */
 
 /* Index of the layout for b of this shape, chosen by oneDNN at the first call; -1 when memory is out. */
-static int32_t find_layout(px_product *p, const px_gemm_args *a, desc_view plain) {
+static int32_t find_layout(px_product *p, const px_gemm_args *a) {
   for (size_t i = 0; i < p->layout_count; i++)
     if (p->layouts[i].n == a->n && p->layouts[i].k == a->k && p->layouts[i].type == a->type) return (int32_t)i;
   if (px_reserve(&p->layouts, &p->layout_capacity, p->layout_count + 1, sizeof *p->layouts)) return -1;
   packing *l = &p->layouts[p->layout_count];
-  *l = (packing){.n = a->n, .k = a->k, .type = a->type, .useless = true};
+  *l = (packing){.n = a->n, .k = a->k, .type = a->type, .refused = true};
   plan w = {0};
   if (!describe(p, &w, a, NULL)) {
     desc_view chosen = dnnl_primitive_desc_query_md(w.desc, dnnl_query_weights_md, 0);
-    if (!dnnl_memory_desc_equal(chosen, plain) && !desc_copy(&l->desc, chosen)) {
-      l->useless = false;
-      l->bytes = dnnl_memory_desc_get_size(chosen);
-    }
+    l->refused = desc_copy(&l->desc, chosen) != dnnl_success;
+    l->bytes = dnnl_memory_desc_get_size(chosen);
   }
   plan_free(&w);
   return (int32_t)p->layout_count++;
@@ -373,9 +351,9 @@ static void pack(px_product *p, weight *w, const px_gemm_args *a) {
   dnnl_memory_desc_t plain = {0};
   w->tried = true;
   if (matrix(&plain, a->k, a->n, a->type, a->ldb, a->trans_b)) return;
-  w->layout = find_layout(p, a, VIEW(plain));
-  if (w->layout >= 0 && !p->layouts[w->layout].useless) {
-    const packing *l = &p->layouts[w->layout];
+  w->layout = find_layout(p, a);
+  const packing *l = w->layout >= 0 ? &p->layouts[w->layout] : NULL;
+  if (l && !l->refused && !dnnl_memory_desc_equal(VIEW(l->desc), VIEW(plain))) {
     w->packed = px_backend_try_alloc(p->be, l->bytes);
     if (w->packed && reorder(p, VIEW(plain), w->data, VIEW(l->desc), w->packed)) {
       px_backend_free(p->be, w->packed);
@@ -431,12 +409,13 @@ static int start(px_product *p) {
   return 0;
 }
 
-static int need_bytes(px_product *p, void **buffer, size_t *have, size_t bytes) {
+/* At least `bytes` at *at, of which *have are there; what they held is lost. */
+static int need(px_product *p, void **at, size_t *have, size_t bytes) {
   if (bytes <= *have) return 0;
-  px_backend_free(p->be, *buffer);
-  *buffer = px_backend_try_alloc(p->be, bytes);
-  *have = *buffer ? bytes : 0;
-  return *buffer ? 0 : (int)dnnl_out_of_memory;
+  px_backend_free(p->be, *at);
+  *at = px_backend_try_alloc(p->be, bytes);
+  *have = *at ? bytes : 0;
+  return *at ? 0 : (int)dnnl_out_of_memory;
 }
 
 static int execute(px_product *p, const entry *e, const px_gemm_args *a, const void *b) {
@@ -475,10 +454,14 @@ static int product(px_product *p, const px_gemm_args *a) {
   }
   if (code == (int)dnnl_unimplemented)
     return plain_product(p, a, &p->warned_shape, "oneDNN does not implement a product of this model");
-  if (!code) code = need_bytes(p, &p->scratch, &p->scratch_bytes, e->scratch_bytes);
+  px_gemm_args d;
+  if (!code) code = need(p, &p->scratch, &p->scratch_bytes, e->scratch_bytes);
+  if (!code && px_dense_open(p->be, &p->dense, a, !w, &d)) code = (int)dnnl_out_of_memory;
   if (code) return code;
   e->used = ++p->clock;
-  return execute(p, e, a, w ? w->packed : a->b);
+  code = execute(p, e, &d, w ? w->packed : d.b);
+  if (!code) px_dense_close(a, &d);
+  return code;
 }
 
 /* The row, as the first of two; the second is zeros. Time goes into reading b, as for one. */
@@ -486,7 +469,7 @@ static int product_of_one_row(px_product *p, const px_gemm_args *a) {
   size_t size = px_dtype_bytes(a->type, 1), k = (size_t)a->k;
   size_t a_bytes = size * k, c_bytes = px_dtype_bytes(a->c_type, (size_t)a->n);
   size_t c_at = (2 * a_bytes + 63) / 64 * 64;
-  int code = need_bytes(p, &p->pair, &p->pair_bytes, c_at + 2 * c_bytes);
+  int code = need(p, &p->pair, &p->pair_bytes, c_at + 2 * c_bytes);
   if (code) return code;
   char *row = p->pair, *c = row + c_at;
   px_gemm_args two = *a;

@@ -32,11 +32,6 @@ static void multiply(int way, const px_gemm_args *a) {
   if (px_backend_status(backends[way], &err) != PX_OK) fail_msg("%s", err.message);
 }
 
-/* [outer, inner] with `gap` poisoned elements after each row. */
-static void *matrix(px_dtype type, int64_t outer, int64_t inner, int64_t gap, uint64_t seed) {
-  return numbers(type, outer, inner, inner + gap, seed, 1);
-}
-
 static double *product(const px_gemm_args *a, const float *before) {
   double *want = doubles(a->m * a->n);
   for (int64_t i = 0; i < a->m; i++)
@@ -54,27 +49,41 @@ static double *product(const px_gemm_args *a, const float *before) {
 typedef struct variant {
   px_dtype type, c_type, bias_type;
   bool trans_a, trans_b, accumulate, bias, frozen;
-  int64_t gap;
+  int64_t gap_a, gap_b, gap_c;
 } variant;
 
+static px_gemm_args arguments(const variant *v, int64_t m, int64_t n, int64_t k) {
+  return (px_gemm_args){.m = m,
+                        .n = n,
+                        .k = k,
+                        .lda = (v->trans_a ? m : k) + v->gap_a,
+                        .ldb = (v->trans_b ? k : n) + v->gap_b,
+                        .ldc = n + v->gap_c,
+                        .type = v->type,
+                        .c_type = v->c_type,
+                        .bias_type = v->bias_type,
+                        .trans_a = v->trans_a,
+                        .trans_b = v->trans_b,
+                        .accumulate = v->accumulate,
+                        .b_frozen = v->frozen};
+}
+
+/* [outer, inner] with `gap` poisoned elements after each row. */
+static void *matrix(px_dtype type, int64_t outer, int64_t inner, int64_t gap, uint64_t seed) {
+  return numbers(type, outer, inner, inner + gap, seed, 1);
+}
+static void *matrix_a(const variant *v, int64_t m, int64_t k) {
+  return matrix(v->type, v->trans_a ? k : m, v->trans_a ? m : k, v->gap_a, 1);
+}
+static void *matrix_b(const variant *v, int64_t n, int64_t k) {
+  return matrix(v->type, v->trans_b ? n : k, v->trans_b ? k : n, v->gap_b, 2);
+}
+
 static void check_one(int way, const variant *v, int64_t m, int64_t n, int64_t k) {
-  px_gemm_args a = {.m = m,
-                    .n = n,
-                    .k = k,
-                    .type = v->type,
-                    .c_type = v->c_type,
-                    .bias_type = v->bias_type,
-                    .trans_a = v->trans_a,
-                    .trans_b = v->trans_b,
-                    .accumulate = v->accumulate,
-                    .b_frozen = v->frozen};
-  a.lda = (v->trans_a ? m : k) + v->gap;
-  a.ldb = (v->trans_b ? k : n) + v->gap;
-  a.ldc = n + v->gap;
-  void *x = matrix(v->type, v->trans_a ? k : m, v->trans_a ? m : k, v->gap, 1);
-  void *w = matrix(v->type, v->trans_b ? n : k, v->trans_b ? k : n, v->gap, 2);
+  px_gemm_args a = arguments(v, m, n, k);
+  void *x = matrix_a(v, m, k), *w = matrix_b(v, n, k);
   void *bias = v->bias ? numbers(v->bias_type, 1, n, n, 3, 1) : NULL;
-  void *c = v->accumulate ? matrix(v->c_type, m, n, v->gap, 4) : poison(v->c_type, m, a.ldc);
+  void *c = v->accumulate ? matrix(v->c_type, m, n, v->gap_c, 4) : poison(v->c_type, m, a.ldc);
   float *before = calloc((size_t)(m * n + 1), sizeof *before);
   a.a = x, a.b = w, a.c = c, a.bias = bias;
   for (int64_t i = 0; v->accumulate && i < m * n; i++) before[i] = px_get(c, v->c_type, i / n * a.ldc + i % n);
@@ -105,6 +114,7 @@ static void every_flag_at_awkward_sizes(void **state) {
     for (int flags = 0; flags < 64; flags++)
       for (int types = 0; types < 3; types++)
         for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+          int gaps = flags & 32 ? 1 + (int)(s + (size_t)flags) % 7 : 0; /* some or all of the three matrices */
           variant v = {.type = types ? PX_BF16 : PX_F32,
                        .c_type = types == 1 ? PX_BF16 : PX_F32,
                        .trans_a = flags & 1,
@@ -112,77 +122,91 @@ static void every_flag_at_awkward_sizes(void **state) {
                        .accumulate = flags & 4,
                        .bias = flags & 8,
                        .frozen = flags & 16 || way == PACKED,
-                       .gap = flags & 32 ? 5 : 0};
+                       .gap_a = gaps & 1 ? 5 : 0,
+                       .gap_b = gaps & 2 ? 3 : 0,
+                       .gap_c = gaps & 4 ? 1 : 0};
           v.bias_type = types == 1 && s % 2 ? PX_BF16 : PX_F32;
           check_one(way, &v, sizes[s][0], sizes[s][1], sizes[s][2]);
         }
   close_backends();
 }
 
-/* Every row of a product of `most` rows has the bits of the same row in a product of m rows. */
-static void rows_keep_their_bits(int way, const variant *v, int64_t n, int64_t k, int64_t most, int64_t step) {
-  px_gemm_args a = {.m = most,
-                    .n = n,
-                    .k = k,
-                    .lda = k,
-                    .ldb = v->trans_b ? k : n,
-                    .ldc = n,
-                    .type = v->type,
-                    .c_type = v->c_type,
-                    .bias_type = PX_F32,
-                    .trans_b = v->trans_b,
-                    .b_frozen = true};
-  void *x = matrix(v->type, most, k, 0, 5), *w = matrix(v->type, v->trans_b ? n : k, v->trans_b ? k : n, 0, 6);
-  void *whole = poison(v->c_type, most, n), *part = poison(v->c_type, most, n);
-  size_t row = (size_t)n * px_dtype_bytes(v->c_type, 1);
+/* ---- the bits of a row ---- */
+
+typedef struct rows_case {
+  int way;
+  const px_gemm_args *whole; /* the product of all rows, done */
+  void *part;
+} rows_case;
+
+/* Rows [from, from + m) alone have the bits that they have among all. */
+static void rows_alone(const rows_case *r, int64_t from, int64_t m, const char *who) {
+  px_gemm_args a = *r->whole;
+  size_t row = (size_t)a.ldc * px_dtype_bytes(a.c_type, 1), used = (size_t)a.n * px_dtype_bytes(a.c_type, 1);
+  a.m = m, a.c = r->part;
+  a.a = (const char *)a.a + (size_t)(from * a.lda) * px_dtype_bytes(a.type, 1);
+  memset(r->part, 0xff, row * (size_t)m);
+  multiply(r->way, &a);
+  for (int64_t i = 0; i < m; i++)
+    if (memcmp((char *)r->part + row * (size_t)i, (char *)r->whole->c + row * (size_t)(from + i), used) != 0)
+      fail_msg(
+          "way %d, %s -> %s, %strans_b, n %lld, k %lld, ld %lld %lld %lld: row %lld has other bits %s of %lld rows",
+          r->way, px_dtype_name(a.type), px_dtype_name(a.c_type), a.trans_b ? "" : "no ", (long long)a.n,
+          (long long)a.k, (long long)a.lda, (long long)a.ldb, (long long)a.ldc, (long long)(from + i), who,
+          (long long)m);
+}
+
+/* Two threads first, then one; the first product of the latter is one row, which may choose how a weight is packed. */
+static void rows_keep_their_bits(int way, const variant *v, int64_t n, int64_t k, int64_t most, bool every) {
+  px_gemm_args a = arguments(v, most, n, k);
+  void *x = matrix_a(v, most, k), *w = matrix_b(v, n, k), *whole = poison(v->c_type, most, a.ldc);
+  rows_case r = {way, &a, poison(v->c_type, most, a.ldc)};
   a.a = x, a.b = w, a.c = whole;
   multiply(way, &a);
-  a.c = part;
-  for (int64_t m = 1; m < most; m += m < 20 ? 1 : step) {
-    int64_t from = most - m; /* other rows stand first, too */
-    a.m = m;
-    a.a = (char *)x + (size_t)(from * k) * px_dtype_bytes(v->type, 1);
-    multiply(way, &a);
-    if (memcmp(part, (char *)whole + (size_t)from * row, row * (size_t)m) != 0)
-      fail_msg("way %d, %s, n %lld, k %lld: bits change with %lld rows", way, v->type == PX_F32 ? "f32" : "bf16",
-               (long long)n, (long long)k, (long long)m);
-  }
-  /* one thread */
-  a.m = most, a.a = x;
+  for (int64_t m = 1; m < most; m += every || m < 18 ? 1 : m / 2)
+    rows_alone(&r, m & 1 ? most - m : 0, m, "in a product");
   px_error err;
   px_backend *one = NULL, *two = backends[way];
   px_backend_options options = {.threads = 1, .pack_weights = way == PACKED};
-  assert_int_equal(px_backend_open_cpu(&options, &one, &err), PX_OK);
+  ASSERT_OK(px_backend_open_cpu(&options, &one, &err)); /* the threads of the plain product, too */
   if (way != PLAIN) backends[way] = one;
-  if (way == PLAIN) omp_set_num_threads(1);
-  multiply(way, &a);
+  for (int64_t m = 1; m < most; m = 7 * m) rows_alone(&r, most - m, m, "on one thread in a product");
+  rows_alone(&r, 0, most, "on one thread in a product");
   omp_set_num_threads(2);
   backends[way] = two;
   px_backend_close(one);
-  if (memcmp(part, whole, row * (size_t)most) != 0)
-    fail_msg("way %d, n %lld, k %lld: bits change with the threads", way, (long long)n, (long long)k);
   if (way != PLAIN) px_product_forget(backends[way]->own, w, 1);
   guarded_free(x);
   guarded_free(w);
   guarded_free(whole);
-  guarded_free(part);
+  guarded_free(r.part);
 }
 
+/* SmolLM2's products and the shapes of small models, forward and backward; slices of a joined q, k, v weight, as
+ * GPT-2's (gap_b); rows with gaps. */
 static void a_row_has_the_same_bits_in_any_batch(int way) {
-  static const int64_t shapes[][2] = {{576, 576}, {192, 576}, {1536, 576}, {576, 1536}, {1000, 33}, {49152, 64}};
+  static const struct {
+    int64_t n, k, gap_a, gap_b, gap_c;
+  } shapes[] = {{192, 576, 0, 0, 0}, {576, 576, 0, 0, 0},    {1536, 576, 0, 0, 0}, {576, 1536, 0, 0, 0},
+                {192, 192, 0, 1, 0}, {72, 72, 0, 2 * 72, 0}, {1000, 33, 3, 0, 5},  {3, 1, 0, 0, 0}};
   open_backends(2);
-  for (int type = 0; type < 2; type++)
-    for (int trans = 0; trans < 2; trans++)
+  if (way != PLAIN && strstr(backends[way]->products, "oneDNN") && !strstr(backends[way]->products, "avx512")) {
+    printf("skipped: %s sums few rows in another order (docs/exactness.md)\n", backends[way]->products);
+    close_backends();
+    skip();
+  }
+  for (int types = 0; types < 3; types++)
+    for (int trans = 0; trans < 2; trans++) {
+      variant v = {.type = types ? PX_BF16 : PX_F32, .c_type = types == 1 ? PX_BF16 : PX_F32, .trans_b = trans};
       for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
-        px_dtype t = type ? PX_BF16 : PX_F32;
-        variant v = {.type = t, .c_type = s == 5 ? PX_F32 : t, .trans_b = trans};
-        bool every = s == 1 && way == BACKEND; /* each m from 1 to 881 once, the rest in leaps */
-        bool slow = way == PLAIN;
-        rows_keep_their_bits(way, &v, shapes[s][0], shapes[s][1], slow || s == 5 ? 60 : 882,
-                             every  ? 1
-                             : slow ? 13
-                                    : 57);
+        v.gap_a = shapes[s].gap_a, v.gap_b = shapes[s].gap_b, v.gap_c = shapes[s].gap_c;
+        v.frozen = s % 2 || way == PACKED;
+        bool every = s == 0 && way != PLAIN && types < 2; /* each number of rows once, elsewhere in leaps */
+        rows_keep_their_bits(way, &v, shapes[s].n, shapes[s].k, s == 0 && way != PLAIN ? 882 : 100, every);
       }
+      v.gap_a = v.gap_b = v.gap_c = 0, v.frozen = true;
+      if (trans && types != 1) rows_keep_their_bits(way, &v, 49152, 64, 24, false); /* logits */
+    }
   close_backends();
 }
 
@@ -197,6 +221,36 @@ static void backend_rows(void **state) {
 static void packed_rows(void **state) {
   (void)state;
   a_row_has_the_same_bits_in_any_batch(PACKED);
+}
+
+/* A frozen weight is packed once, and its memory, when used for another weight, is not taken for the first. */
+static void a_packed_weight_dies_with_its_memory(void **state) {
+  (void)state;
+  enum { M = 5, N = 192, K = 576 };
+  open_backends(2);
+  px_backend *be = backends[PACKED];
+  bool packs = strstr(be->products, "oneDNN") && strstr(be->products, "avx512");
+  float *x = numbers(PX_F32, M, K, K, 1, 1), *c = poison(PX_F32, M, N);
+  for (uint64_t seed = 2; seed < 5; seed++) {
+    float *w = px_backend_alloc(be, sizeof(float) * N * K), *source = numbers(PX_F32, K, N, N, seed, 1);
+    size_t without = be->allocated_bytes;
+    px_gemm_args a = {.m = M, .n = N, .k = K, .lda = K, .ldb = N, .ldc = N, .a = x, .b = w, .c = c, .b_frozen = true};
+    px_backend_write(be, w, source, sizeof(float) * N * K);
+    double *want = product(&a, NULL);
+    for (int again = 0; again < 2; again++) {
+      multiply(PACKED, &a);
+      expect_near("c", PX_F32, c, want, M, N, N, TOL_F32_PRODUCT);
+      if (packs) assert_true(be->allocated_bytes >= without + sizeof(float) * N * K);
+    }
+    size_t with = be->allocated_bytes;
+    px_backend_free(be, w);
+    if (packs) assert_true(with - be->allocated_bytes >= 2 * sizeof(float) * N * K);
+    free(want);
+    guarded_free(source);
+  }
+  guarded_free(x);
+  guarded_free(c);
+  close_backends();
 }
 
 static void refusals(void **state) {
@@ -222,6 +276,7 @@ int main(void) {
       cmocka_unit_test(plain_rows),
       cmocka_unit_test(backend_rows),
       cmocka_unit_test(packed_rows),
+      cmocka_unit_test(a_packed_weight_dies_with_its_memory),
       cmocka_unit_test(refusals),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
