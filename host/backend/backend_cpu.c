@@ -50,7 +50,7 @@ static int lora_by_id(px_backend *be, const px_lora_args *a) {
 static int gemm(px_backend *be, const px_gemm_args *a) {
   use_threads(be);
   int code = px_product_gemm(be->own, a);
-  if (!px_product_is_no_memory(code)) return code;
+  if (!px_product_is_no_memory(code)) return -code;
   px_backend_fail(be, PX_NO_MEMORY, "cpu backend: gemm: no memory for the product's workspace");
   return 0;
 }
@@ -87,10 +87,10 @@ static int cpu_wait(px_backend *be) {
   return 0;
 }
 
-/* Only the product can fail once its arguments are checked. */
+/* Once arguments are checked, what can fail is the product, whose codes are made negative, and indices in memory. */
 static const char *cpu_error_text(px_backend *be, int code) {
   (void)be;
-  return px_product_error_text(code);
+  return code < 0 ? px_product_error_text(-code) : "an id, index or position is out of range";
 }
 
 static const px_backend_ops cpu_ops = {

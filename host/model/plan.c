@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "core/free_memory.h"
+
 /* Lays buffers out one after the other; with memory NULL it only counts. The same walk makes plan and pointers. */
 typedef struct layout {
   px_plan *plan;
@@ -113,14 +115,9 @@ void px_plan_make(const px_config *config, const px_plan_request *request, px_pl
 }
 
 px_status px_plan_fits(const px_plan *plan, size_t also_bytes, px_error *err) {
-  long long available = -1;
-  FILE *f = fopen("/proc/meminfo", "r");
-  char line[200];
-  while (f && fgets(line, sizeof line, f))
-    if (sscanf(line, "MemAvailable: %lld kB", &available) == 1) break;
-  if (f) fclose(f);
+  int64_t available = px_free_memory("");
   if (available < 0) return PX_OK; /* unknown: the allocation itself will tell */
-  double need = (double)(plan->total_bytes + also_bytes), have = (double)available * 1024;
+  double need = (double)(plan->total_bytes + also_bytes), have = (double)available;
   if (need <= have) return PX_OK;
   return px_fail(err, PX_NO_MEMORY,
                  "the step needs %.2f GB (%lld tokens a batch) and %.2f GB are free: use fewer --batch-rows or "

@@ -6,6 +6,7 @@
 
 #include "core/hash.h"
 #include "core/version.h"
+#include "text/chat.h"
 
 px_status px_adapter_open(const char *path, px_adapter **out, px_error *err) {
   *out = NULL;
@@ -85,6 +86,12 @@ px_status px_adapter_fits(const px_adapter *a, const px_model *model, const px_t
   const char *digest = meta(a, "pfx.tokenizer");
   if (warning && tok && digest && strcmp(digest, px_tokenizer_info_get(tok)->digest) != 0)
     px_buf_printf(warning, "the adapter was trained with another tokenizer than this model's");
+  const char *trained = meta(a, "pfx.template");
+  px_template own;
+  if (warning && tok && trained && strcmp(trained, "none") != 0 && px_template_detect(tok, &own, NULL) == PX_OK &&
+      strcmp(trained, px_template_name(own)) != 0)
+    px_buf_printf(warning, "%sthe adapter was trained with the chat template %s, this model has %s", warning->len ? "; " : "", trained,
+                  px_template_name(own));
   if (!base) return PX_OK;
   if (strcmp(base, model->fingerprint.base) == 0) {
     *fit = PX_FIT_VERIFIED;

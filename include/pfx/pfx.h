@@ -336,6 +336,8 @@ PFX_API void pfx_generator_destroy(pfx_generator *generator);
  * generator. Any mixture of adapters runs in one batch. */
 PFX_API pfx_status pfx_generator_add_adapter(pfx_generator *generator, const pfx_adapter *adapter, int32_t *id, pfx_error *err);
 
+/* Why a sequence ended. A stop text comes before the other reasons where they meet, also when it is complete only with the
+ * bytes that the decoder held back until the end. */
 typedef enum pfx_finish {
   PFX_FINISH_NONE = 0,
   PFX_FINISH_STOP_TOKEN = 1,

@@ -270,6 +270,28 @@ static void refusals(void **state) {
   REFUSED(px_gemm_check, a, px_gemm_args, b->c_type = PX_BF16);
 }
 
+/* The operation and its own reason; later operations do nothing. */
+static void a_failure_is_named(void **state) {
+  (void)state;
+  px_error err;
+  float table[6] = {1, 2, 3, 4, 5, 6}, y[6] = {7, 7, 7, 7, 7, 7};
+  const int32_t bad[] = {1, 2}, good[] = {1, 0};
+  open_backends(2);
+  px_embed_fwd_args a = {
+      .dtype = PX_F32, .table_type = PX_F32, .rows = 2, .dim = 3, .ids = bad, .table = table, .table_rows = 2, .y = y};
+  px_op_embed_fwd(backends[BACKEND], &a);
+  a.ids = good, a.rows = 1;
+  y[0] = 7;
+  px_op_embed_fwd(backends[BACKEND], &a);
+  assert_true(y[0] == 7);
+  assert_int_equal(px_backend_status(backends[BACKEND], &err), PX_FAILED);
+  assert_string_equal(err.message, "cpu backend: embed_fwd failed: an id, index or position is out of range");
+  px_op_embed_fwd(backends[BACKEND], &a);
+  assert_int_equal(px_backend_status(backends[BACKEND], &err), PX_OK);
+  assert_true(y[0] == 4);
+  close_backends();
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_flag_at_awkward_sizes),
@@ -278,6 +300,7 @@ int main(void) {
       cmocka_unit_test(packed_rows),
       cmocka_unit_test(a_packed_weight_dies_with_its_memory),
       cmocka_unit_test(refusals),
+      cmocka_unit_test(a_failure_is_named),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

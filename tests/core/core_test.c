@@ -2,11 +2,12 @@
 #include "helpers/test.h"
 
 #include <math.h>
-#include <sys/resource.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "core/file.h"
+#include "core/free_memory.h"
 #include "core/hash.h"
 #include "core/random.h"
 
@@ -98,6 +99,56 @@ static void a_full_disk_leaves_no_file(void **state) {
   assert_int_equal(rmdir(path), 0); /* empty: neither the file nor its temporary is left */
 }
 
+static void put_file(const char *root, const char *path, const char *text) {
+  char name[512];
+  px_error err;
+  snprintf(name, sizeof name, "%s%s", root, path);
+  *strrchr(name, '/') = 0;
+  ASSERT_OK(px_dir_make(name, &err));
+  snprintf(name, sizeof name, "%s%s", root, path);
+  ASSERT_OK(px_file_write(name, text, strlen(text), &err));
+}
+
+static void free_memory_heeds_groups_and_limits(void **state) {
+  (void)state;
+  char root[] = "/tmp/pfx_memory_XXXXXX", command[64];
+  assert_non_null(mkdtemp(root));
+  assert_int_equal(px_free_memory(root), -1);
+  put_file(root, "/proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    5000 kB\n");
+  assert_int_equal(px_free_memory(root), 5000 * 1024);
+  put_file(root, "/proc/self/cgroup", "5:cpu:/other\n4:memory:/jobs/one\n");
+  assert_int_equal(px_free_memory(root), 5000 * 1024);
+  put_file(root, "/sys/fs/cgroup/memory/jobs/one/memory.limit_in_bytes", "9223372036854771712\n");
+  put_file(root, "/sys/fs/cgroup/memory/jobs/one/memory.usage_in_bytes", "1000\n");
+  assert_int_equal(px_free_memory(root), 5000 * 1024);
+  put_file(root, "/sys/fs/cgroup/memory/jobs/memory.limit_in_bytes", "3000000\n"); /* a parent's limit */
+  put_file(root, "/sys/fs/cgroup/memory/jobs/memory.usage_in_bytes", "2000000\n");
+  assert_int_equal(px_free_memory(root), 1000000);
+  put_file(root, "/sys/fs/cgroup/memory/jobs/memory.stat",
+           "active_file 7\ntotal_inactive_file 300000\ntotal_active_file 5\n");
+  assert_int_equal(px_free_memory(root), 1300005);
+  put_file(root, "/proc/self/cgroup", "0::/\n");
+  put_file(root, "/sys/fs/cgroup/memory.max", "max\n");
+  put_file(root, "/sys/fs/cgroup/memory.current", "77\n");
+  assert_int_equal(px_free_memory(root), 5000 * 1024);
+  put_file(root, "/sys/fs/cgroup/memory.max", "70\n"); /* already above it */
+  assert_int_equal(px_free_memory(root), 0);
+  put_file(root, "/sys/fs/cgroup/memory.stat", "anon 1\ninactive_file 9\n");
+  assert_int_equal(px_free_memory(root), 2);
+  struct rlimit old, low;
+  getrlimit(RLIMIT_AS, &old);
+  put_file(root, "/proc/self/cgroup", "");
+  put_file(root, "/proc/self/statm", "1 2 3\n");
+  put_file(root, "/proc/meminfo", "MemAvailable: 999999999999999 kB\n");
+  low = (struct rlimit){(rlim_t)1 << 47, old.rlim_max}; /* more than AddressSanitizer's shadow */
+  assert_int_equal(setrlimit(RLIMIT_AS, &low), 0);
+  int64_t left = px_free_memory(root);
+  setrlimit(RLIMIT_AS, &old);
+  assert_true(left == ((int64_t)1 << 47) - sysconf(_SC_PAGESIZE));
+  snprintf(command, sizeof command, "rm -r %s", root);
+  assert_int_equal(system(command), 0);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(half_conversions_round_to_nearest_even),
@@ -105,6 +156,7 @@ int main(void) {
       cmocka_unit_test(normal_numbers_have_unit_variance),
       cmocka_unit_test(sha256_and_base64_known_answers),
       cmocka_unit_test(a_full_disk_leaves_no_file),
+      cmocka_unit_test(free_memory_heeds_groups_and_limits),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
