@@ -12,6 +12,8 @@
 #include "core/types.h"
 #include "kernels/cost.h"
 
+PX_C_BEGIN
+
 typedef enum px_act_kind {
   PX_ACT_SILU = 0,
   PX_ACT_GELU_TANH = 1,
@@ -44,5 +46,9 @@ px_cost px_act_fwd_cost(const px_act_fwd_args *a);
 px_cost px_act_bwd_cost(const px_act_bwd_args *a);
 int px_act_fwd_cpu(const px_act_fwd_args *a);
 int px_act_bwd_cpu(const px_act_bwd_args *a);
+int px_act_fwd_cuda(const px_act_fwd_args *a, void *stream);
+int px_act_bwd_cuda(const px_act_bwd_args *a, void *stream);
+
+PX_C_END
 
 #endif

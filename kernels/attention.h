@@ -27,6 +27,8 @@
 #include "core/types.h"
 #include "kernels/cost.h"
 
+PX_C_BEGIN
+
 typedef enum px_mask { PX_MASK_FULL = 0, PX_MASK_CAUSAL = 1 } px_mask;
 
 typedef struct px_kv_segment {
@@ -44,6 +46,7 @@ typedef struct px_attn_shape {
   px_mask mask;
   int32_t window; /* 0: none; else own keys a query sees, itself included */
   int32_t seqs;
+  int32_t q_rows, k_rows;   /* q_offsets[seqs], k_offsets[seqs] (decode: q_rows alone): the host may not read those */
   const int32_t *q_offsets; /* [seqs + 1] */
   const int32_t *k_offsets; /* [seqs + 1]; may be the same array */
   const int32_t *adapter;   /* [seqs], index into segments or -1; NULL: none */
@@ -101,10 +104,15 @@ px_cost px_attn_decode_cost(const px_attn_decode_args *a);
 int px_attn_fwd_cpu(const px_attn_fwd_args *a);
 int px_attn_bwd_cpu(const px_attn_bwd_args *a);
 int px_attn_decode_cpu(const px_attn_decode_args *a);
+int px_attn_fwd_cuda(const px_attn_fwd_args *a, void *stream);
+int px_attn_bwd_cuda(const px_attn_bwd_args *a, void *stream);
+int px_attn_decode_cuda(const px_attn_decode_args *a, void *stream);
 
 /* The same in plain loops: the specification, for tests. No workspace is used. */
 int px_attn_fwd_plain_cpu(const px_attn_fwd_args *a);
 int px_attn_bwd_plain_cpu(const px_attn_bwd_args *a);
 int px_attn_decode_plain_cpu(const px_attn_decode_args *a);
+
+PX_C_END
 
 #endif

@@ -9,6 +9,8 @@
 #include "core/types.h"
 #include "kernels/cost.h"
 
+PX_C_BEGIN
+
 typedef struct px_dequant_args {
   px_dtype src_type, dst_type;
   int64_t count;
@@ -19,5 +21,8 @@ typedef struct px_dequant_args {
 const char *px_dequant_check(const px_dequant_args *a);
 px_cost px_dequant_cost(const px_dequant_args *a);
 int px_dequant_cpu(const px_dequant_args *a);
+int px_dequant_cuda(const px_dequant_args *a, void *stream);
+
+PX_C_END
 
 #endif

@@ -9,6 +9,8 @@
 #include "core/types.h"
 #include "kernels/cost.h"
 
+PX_C_BEGIN
+
 /* y = a + b. y may be a or b. */
 typedef struct px_add_args {
   px_dtype dtype;
@@ -89,5 +91,14 @@ int px_cast_cpu(const px_cast_args *a);
 int px_col_sum_cpu(const px_col_sum_args *a);
 int px_gather_rows_cpu(const px_rows_args *a);
 int px_scatter_rows_cpu(const px_rows_args *a);
+int px_add_cuda(const px_add_args *a, void *stream);
+int px_scale_cuda(const px_scale_args *a, void *stream);
+int px_dropout_cuda(const px_dropout_args *a, void *stream);
+int px_cast_cuda(const px_cast_args *a, void *stream);
+int px_col_sum_cuda(const px_col_sum_args *a, void *stream);
+int px_gather_rows_cuda(const px_rows_args *a, void *stream);
+int px_scatter_rows_cuda(const px_rows_args *a, void *stream);
+
+PX_C_END
 
 #endif

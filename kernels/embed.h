@@ -12,6 +12,8 @@
 #include "core/types.h"
 #include "kernels/cost.h"
 
+PX_C_BEGIN
+
 typedef struct px_embed_fwd_args {
   px_dtype dtype, table_type;
   int64_t rows, dim, table_rows, position_rows;
@@ -34,5 +36,9 @@ px_cost px_embed_fwd_cost(const px_embed_fwd_args *a);
 px_cost px_embed_bwd_cost(const px_embed_bwd_args *a);
 int px_embed_fwd_cpu(const px_embed_fwd_args *a);
 int px_embed_bwd_cpu(const px_embed_bwd_args *a);
+int px_embed_fwd_cuda(const px_embed_fwd_args *a, void *stream);
+int px_embed_bwd_cuda(const px_embed_bwd_args *a, void *stream);
+
+PX_C_END
 
 #endif

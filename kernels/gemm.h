@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: MIT
- * Matrix product: c[m, n] = sum_k A[m, k] B[k, n] (+ bias[n]) (+ c where accumulate), accumulated in float32, rounded once.
- * A is a[m, k] with leading dimension lda, or a[k, m] where trans_a; B is b[k, n], or b[n, k] where trans_b (a weight in
- * Hugging Face's [out, in] orientation); all row-major, leading dimensions in elements.
- * Types: a and b of one type, f32 or bf16; c of that type or f32; bias f32 or c's type (bias_type).
- * A dimension of 0: k == 0 gives bias (or 0, or c); m or n == 0 does nothing.
- * Determinism: row i of c depends on row i of a alone (bits are independent of m and of the number of threads) when a is not
- * transposed; docs/exactness.md says what pins it. Aliasing: c overlaps nothing. */
+ * Matrix product: c[m, n] = sum_k A[m, k] B[k, n] (+ bias[n]) (+ c where accumulate), accumulated in float32, rounded
+ * once. A is a[m, k] with leading dimension lda, or a[k, m] where trans_a; B is b[k, n], or b[n, k] where trans_b (a
+ * weight in Hugging Face's [out, in] orientation); all row-major, leading dimensions in elements. Types: a and b of one
+ * type, f32 or bf16; c of that type or f32; bias f32 or c's type (bias_type). A dimension of 0: k == 0 gives bias (or
+ * 0, or c); m or n == 0 does nothing. Determinism: row i of c depends on row i of a alone (bits are independent of m
+ * and of the number of threads) when a is not transposed; docs/exactness.md says what pins it. Aliasing: c overlaps
+ * nothing. */
 #ifndef PX_KERNELS_GEMM_H
 #define PX_KERNELS_GEMM_H
 
 #include "core/types.h"
 #include "kernels/cost.h"
+
+PX_C_BEGIN
 
 typedef struct px_gemm_args {
   int64_t m, n, k;
@@ -26,6 +28,9 @@ typedef struct px_gemm_args {
 
 const char *px_gemm_check(const px_gemm_args *a);
 px_cost px_gemm_cost(const px_gemm_args *a);
-int px_gemm_plain_cpu(const px_gemm_args *a); /* the reference: float32 accumulation in the order of k, OpenMP over rows */
+int px_gemm_plain_cpu(
+    const px_gemm_args *a); /* the reference: float32 accumulation in the order of k, OpenMP over rows */
+
+PX_C_END
 
 #endif

@@ -8,6 +8,8 @@
 #include "core/types.h"
 #include "kernels/cost.h"
 
+PX_C_BEGIN
+
 typedef struct px_kv_write_args {
   px_dtype dtype;
   int64_t rows, dim, k_stride, v_stride; /* dim = kv_heads * head_dim */
@@ -19,5 +21,8 @@ typedef struct px_kv_write_args {
 const char *px_kv_write_check(const px_kv_write_args *a);
 px_cost px_kv_write_cost(const px_kv_write_args *a);
 int px_kv_write_cpu(const px_kv_write_args *a);
+int px_kv_write_cuda(const px_kv_write_args *a, void *stream);
+
+PX_C_END
 
 #endif

@@ -15,6 +15,8 @@
 #include "core/types.h"
 #include "kernels/cost.h"
 
+PX_C_BEGIN
+
 typedef enum px_lora_mode { PX_LORA_FWD = 0, PX_LORA_DX = 1, PX_LORA_DW = 2 } px_lora_mode;
 
 typedef struct px_lora_matrix {
@@ -37,7 +39,11 @@ typedef struct px_lora_args {
 } px_lora_args;
 
 const char *px_lora_check(const px_lora_args *a);
+const char *px_lora_check_arrays(const px_lora_args *a); /* what mats holds; needs host memory */
 px_cost px_lora_cost(const px_lora_args *a);
 int px_lora_cpu(const px_lora_args *a);
+int px_lora_cuda(const px_lora_args *a, void *stream);
+
+PX_C_END
 
 #endif

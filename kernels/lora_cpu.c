@@ -11,7 +11,10 @@ const char *px_lora_check(const px_lora_args *a) {
   if (a->x_dim < 0 || a->y_dim < 0) return "a dimension is negative";
   if (a->x_stride < a->x_dim || a->y_stride < a->y_dim) return "a stride is shorter than its row";
   if (a->seqs && (!a->offsets || !a->adapter || !a->x || !a->y)) return "a pointer is missing";
-  if (a->mat_count && !a->mats) return "the matrices are missing";
+  return a->mat_count && !a->mats ? "the matrices are missing" : NULL;
+}
+
+const char *px_lora_check_arrays(const px_lora_args *a) {
   for (int32_t i = 0; i < a->mat_count; i++) {
     const px_lora_matrix *m = &a->mats[i];
     if (m->in < 0 || m->out < 0 || m->in > a->x_dim || m->out > a->y_dim) return "a matrix exceeds its rows";

@@ -14,6 +14,8 @@
 #include "core/types.h"
 #include "kernels/cost.h"
 
+PX_C_BEGIN
+
 typedef struct px_loss_args {
   px_dtype dtype;
   int64_t rows, vocab, stride;
@@ -29,5 +31,8 @@ typedef struct px_loss_args {
 const char *px_loss_check(const px_loss_args *a);
 px_cost px_loss_cost(const px_loss_args *a);
 int px_loss_cpu(const px_loss_args *a);
+int px_loss_cuda(const px_loss_args *a, void *stream);
+
+PX_C_END
 
 #endif

@@ -19,6 +19,8 @@
 #include "core/types.h"
 #include "kernels/cost.h"
 
+PX_C_BEGIN
+
 typedef enum px_norm_kind { PX_NORM_RMS = 0, PX_NORM_LAYER = 1 } px_norm_kind;
 
 typedef struct px_norm_fwd_args {
@@ -55,5 +57,9 @@ px_cost px_norm_fwd_cost(const px_norm_fwd_args *a);
 px_cost px_norm_bwd_cost(const px_norm_bwd_args *a);
 int px_norm_fwd_cpu(const px_norm_fwd_args *a);
 int px_norm_bwd_cpu(const px_norm_bwd_args *a);
+int px_norm_fwd_cuda(const px_norm_fwd_args *a, void *stream);
+int px_norm_bwd_cuda(const px_norm_bwd_args *a, void *stream);
+
+PX_C_END
 
 #endif

@@ -16,6 +16,8 @@
 #include "core/types.h"
 #include "kernels/cost.h"
 
+PX_C_BEGIN
+
 /* Lives in backend memory; the host writes lr and tokens before a step and reads the rest after it. */
 typedef struct px_group {
   double loss_sum; /* of the step so far, by `loss` */
@@ -49,9 +51,16 @@ typedef struct px_adamw_args {
 
 const char *px_sum_sq_check(const px_sum_sq_args *a);
 const char *px_adamw_check(const px_adamw_args *a);
+/* What the list holds; needs host memory. */
+const char *px_sum_sq_check_arrays(const px_sum_sq_args *a);
+const char *px_adamw_check_arrays(const px_adamw_args *a);
 px_cost px_sum_sq_cost(const px_sum_sq_args *a);
 px_cost px_adamw_cost(const px_adamw_args *a);
 int px_sum_sq_cpu(const px_sum_sq_args *a);
 int px_adamw_cpu(const px_adamw_args *a);
+int px_adamw_cuda(const px_adamw_args *a, void *stream);
+int px_sum_sq_cuda(const px_sum_sq_args *a, void *stream);
+
+PX_C_END
 
 #endif

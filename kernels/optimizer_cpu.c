@@ -5,10 +5,15 @@
 
 static const char *check(const px_opt_tensor *tensors, int32_t count, const px_group *groups, int32_t group_count) {
   if (count < 0 || group_count < 0) return "a count is negative";
-  if ((count && !tensors) || (group_count && !groups)) return "a pointer is missing";
+  return (count && !tensors) || (group_count && !groups) ? "a pointer is missing" : NULL;
+}
+
+static const char *check_arrays(const px_opt_tensor *tensors, int32_t count, int32_t group_count, bool update) {
   for (int32_t i = 0; i < count; i++) {
-    if (tensors[i].group < 0 || tensors[i].group >= group_count) return "a tensor's group is out of range";
-    if (tensors[i].count < 0 || (tensors[i].count && !tensors[i].grad)) return "a tensor has no gradient";
+    const px_opt_tensor *t = &tensors[i];
+    if (t->group < 0 || t->group >= group_count) return "a tensor's group is out of range";
+    if (t->count < 0 || (t->count && !t->grad)) return "a tensor has no gradient";
+    if (update && t->count && (!t->value || !t->m || !t->v)) return "a tensor has no value or moments";
   }
   return NULL;
 }
@@ -16,15 +21,17 @@ static const char *check(const px_opt_tensor *tensors, int32_t count, const px_g
 const char *px_sum_sq_check(const px_sum_sq_args *a) {
   return check(a->tensors, a->tensor_count, a->groups, a->group_count);
 }
+const char *px_sum_sq_check_arrays(const px_sum_sq_args *a) {
+  return check_arrays(a->tensors, a->tensor_count, a->group_count, false);
+}
 
 const char *px_adamw_check(const px_adamw_args *a) {
   if (!(a->beta1 >= 0 && a->beta1 < 1 && a->beta2 >= 0 && a->beta2 < 1)) return "beta1 and beta2 must be in [0, 1)";
   if (!(a->eps > 0)) return "eps must be above 0";
-  const char *wrong = check(a->tensors, a->tensor_count, a->groups, a->group_count);
-  for (int32_t i = 0; !wrong && i < a->tensor_count; i++)
-    if (a->tensors[i].count && (!a->tensors[i].value || !a->tensors[i].m || !a->tensors[i].v))
-      wrong = "a tensor has no value or moments";
-  return wrong;
+  return check(a->tensors, a->tensor_count, a->groups, a->group_count);
+}
+const char *px_adamw_check_arrays(const px_adamw_args *a) {
+  return check_arrays(a->tensors, a->tensor_count, a->group_count, true);
 }
 
 static double elements(const px_opt_tensor *tensors, int32_t count) {

@@ -11,6 +11,8 @@
 #include "core/types.h"
 #include "kernels/cost.h"
 
+PX_C_BEGIN
+
 typedef struct px_rope_args {
   px_dtype dtype;
   int64_t rows, stride;
@@ -25,5 +27,8 @@ typedef struct px_rope_args {
 const char *px_rope_check(const px_rope_args *a);
 px_cost px_rope_cost(const px_rope_args *a);
 int px_rope_cpu(const px_rope_args *a);
+int px_rope_cuda(const px_rope_args *a, void *stream);
+
+PX_C_END
 
 #endif

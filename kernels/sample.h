@@ -19,6 +19,8 @@
 #include "core/types.h"
 #include "kernels/cost.h"
 
+PX_C_BEGIN
+
 typedef struct px_sample_row {
   float temperature, top_p, min_p, repetition_penalty; /* 0, 1, 0, 1: off */
   int32_t top_k;                                       /* 0: off */
@@ -36,7 +38,11 @@ typedef struct px_sample_args {
 } px_sample_args;
 
 const char *px_sample_check(const px_sample_args *a);
+const char *px_sample_check_arrays(const px_sample_args *a); /* what params holds; needs host memory */
 px_cost px_sample_cost(const px_sample_args *a);
 int px_sample_cpu(const px_sample_args *a);
+int px_sample_cuda(const px_sample_args *a, void *stream);
+
+PX_C_END
 
 #endif

@@ -11,7 +11,10 @@
 const char *px_sample_check(const px_sample_args *a) {
   if (a->rows < 0 || a->vocab < 1 || a->vocab > INT32_MAX) return "rows or vocab is out of range";
   if (a->stride < a->vocab) return "the stride is shorter than a row";
-  if (a->rows && (!a->logits || !a->params || !a->ids)) return "a pointer is missing";
+  return a->rows && (!a->logits || !a->params || !a->ids) ? "a pointer is missing" : NULL;
+}
+
+const char *px_sample_check_arrays(const px_sample_args *a) {
   for (int64_t t = 0; t < a->rows; t++) {
     const px_sample_row *p = &a->params[t];
     if (!(p->temperature >= 0 && p->temperature < INFINITY)) return "the temperature must be 0 or more";
@@ -45,16 +48,17 @@ static void penalise(const px_sample_row *p, float *z, int64_t vocab) {
   }
 }
 
-/* The largest logit; NaN where one is NaN. */
+/* The largest logit; NaN where one is NaN. A compiler may begin a reduction at -FLT_MAX, so -inf is told apart. */
 static float largest(const float *z, int64_t vocab) {
   float best = -INFINITY;
-  int nan = 0;
-#pragma omp simd reduction(max : best) reduction(| : nan)
+  int nan = 0, token = 0;
+#pragma omp simd reduction(max : best) reduction(| : nan, token)
   for (int64_t i = 0; i < vocab; i++) {
     best = z[i] > best ? z[i] : best;
     nan |= z[i] != z[i];
+    token |= z[i] > -INFINITY;
   }
-  return nan ? NAN : best;
+  return nan ? NAN : token ? best : -INFINITY;
 }
 
 static inline uint32_t key_of(float d) {

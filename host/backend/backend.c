@@ -32,8 +32,25 @@ static void call_failed(px_backend *be, const char *call, int code) {
   be->failure.native = code;
 }
 
+/* What is wrong with the arrays that arguments point to; looked at where the host can read them. */
+static const char *wrong_arrays(int op, const void *args) {
+  switch (op) {
+    case PX_OP_lora_by_id:
+      return px_lora_check_arrays(args);
+    case PX_OP_sample:
+      return px_sample_check_arrays(args);
+    case PX_OP_sum_sq:
+      return px_sum_sq_check_arrays(args);
+    case PX_OP_adamw:
+      return px_adamw_check_arrays(args);
+    default:
+      return NULL;
+  }
+}
+
 /* Whether an operation may run. */
-static bool may_run(px_backend *be, int op, const char *wrong) {
+static bool may_run(px_backend *be, int op, const void *args, const char *wrong) {
+  if (!wrong && be->host_visible) wrong = wrong_arrays(op, args);
   if (wrong) px_fail(&be->failure, PX_INVALID, "%s backend: %s: %s", be->name, px_op_name(op), wrong);
   return !wrong;
 }
@@ -43,13 +60,13 @@ static void count_call(px_backend *be, int op, double start) {
   be->op_calls[op]++;
 }
 
-#define PX_SLOT(slot, args, check)                                                   \
-  void px_op_##slot(px_backend *be, const args *a) {                                 \
-    if (be->failure.status != PX_OK || !may_run(be, PX_OP_##slot, check(a))) return; \
-    double start = be->profile ? now() : 0;                                          \
-    int code = be->ops->slot(be, a);                                                 \
-    if (be->profile) count_call(be, PX_OP_##slot, start);                            \
-    if (code) call_failed(be, #slot, code);                                          \
+#define PX_SLOT(slot, args, check)                                                      \
+  void px_op_##slot(px_backend *be, const args *a) {                                    \
+    if (be->failure.status != PX_OK || !may_run(be, PX_OP_##slot, a, check(a))) return; \
+    double start = be->profile ? now() : 0;                                             \
+    int code = be->ops->slot(be, a);                                                    \
+    if (be->profile) count_call(be, PX_OP_##slot, start);                               \
+    if (code) call_failed(be, #slot, code);                                             \
   }
 PX_OPERATIONS(PX_SLOT)
 #undef PX_SLOT

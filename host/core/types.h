@@ -14,6 +14,15 @@
 #define PX_HD static inline
 #endif
 
+/* Around what kernels, which are C++, and host code share. */
+#ifdef __cplusplus
+#define PX_C_BEGIN extern "C" {
+#define PX_C_END }
+#else
+#define PX_C_BEGIN
+#define PX_C_END
+#endif
+
 /* Element types of tensors that take part in arithmetic. Values are stable (written into states). */
 typedef enum px_dtype {
   PX_F32 = 0,

@@ -66,6 +66,8 @@ px_attn_shape px_stack_attention(const px_stack *s, int layer) {
                          .mask = PX_MASK_CAUSAL,
                          .window = c->windows[layer],
                          .seqs = s->batch.seqs,
+                         .q_rows = s->batch.tokens,
+                         .k_rows = s->batch.tokens,
                          .q_offsets = s->batch.offsets,
                          .k_offsets = s->batch.offsets};
   shape.scale = (float)(1.0 / __builtin_sqrt((double)c->head_dim));

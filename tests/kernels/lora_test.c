@@ -90,6 +90,7 @@ static void rows_are_multiplied_by_their_sequence_s_matrix(void **state) {
           make(&p, (px_lora_mode)mode, TEST_TYPES[type], TEST_TYPES[w_type], accumulate);
           double *want = rows_after(&p);
           assert_null(px_lora_check(&p.a));
+          assert_null(px_lora_check_arrays(&p.a));
           assert_int_equal(px_lora_cpu(&p.a), 0);
           bool fwd = mode == PX_LORA_FWD;
           expect_near(fwd ? "y" : "x", p.a.dtype, fwd ? p.a.y : p.a.x, want, ROWS, fwd ? Y_DIM : X_DIM,
@@ -183,6 +184,7 @@ static void refusals(void **state) {
   problem p;
   make(&p, PX_LORA_FWD, PX_F32, PX_F32, false);
   assert_null(px_lora_check(&p.a));
+  assert_null(px_lora_check_arrays(&p.a));
   REFUSED(px_lora_check, p.a, px_lora_args, b->dtype = PX_F16);
   REFUSED(px_lora_check, p.a, px_lora_args, b->seqs = -1);
   REFUSED(px_lora_check, p.a, px_lora_args, b->offsets = NULL);

@@ -49,6 +49,7 @@ static void release(problem *p) {
 static void sum_sq(problem *p) {
   px_sum_sq_args a = {p->tensors, p->count, p->group_count, p->groups};
   assert_null(px_sum_sq_check(&a));
+  assert_null(px_sum_sq_check_arrays(&a));
   assert_int_equal(px_sum_sq_cpu(&a), 0);
 }
 
@@ -66,6 +67,7 @@ static void update(problem *p) {
   sum_sq(p);
   px_adamw_args a = arguments(p);
   assert_null(px_adamw_check(&a));
+  assert_null(px_adamw_check_arrays(&a));
   assert_int_equal(px_adamw_cpu(&a), 0);
 }
 
@@ -235,7 +237,7 @@ static void refusals(void **state) {
   px_adamw_args a = arguments(&p);
   REFUSED(px_sum_sq_check, s, px_sum_sq_args, b->tensor_count = -1);
   REFUSED(px_sum_sq_check, s, px_sum_sq_args, b->group_count = -1);
-  REFUSED(px_sum_sq_check, s, px_sum_sq_args, b->group_count = 1);
+  REFUSED(px_sum_sq_check_arrays, s, px_sum_sq_args, b->group_count = 1);
   REFUSED(px_sum_sq_check, s, px_sum_sq_args, b->tensors = NULL);
   REFUSED(px_sum_sq_check, s, px_sum_sq_args, b->groups = NULL);
   REFUSED(px_adamw_check, a, px_adamw_args, b->beta1 = 1);
@@ -243,11 +245,11 @@ static void refusals(void **state) {
   REFUSED(px_adamw_check, a, px_adamw_args, b->beta2 = NAN);
   REFUSED(px_adamw_check, a, px_adamw_args, b->eps = 0);
   px_opt_tensor good = p.tensors[1];
-#define TENSOR_REFUSED(change)                             \
-  do {                                                     \
-    p.tensors[1] = good;                                   \
-    change;                                                \
-    if (!px_adamw_check(&a)) fail_msg("accepts " #change); \
+#define TENSOR_REFUSED(change)                                    \
+  do {                                                            \
+    p.tensors[1] = good;                                          \
+    change;                                                       \
+    if (!px_adamw_check_arrays(&a)) fail_msg("accepts " #change); \
   } while (0)
   TENSOR_REFUSED(p.tensors[1].group = 2);
   TENSOR_REFUSED(p.tensors[1].group = -1);
@@ -258,6 +260,7 @@ static void refusals(void **state) {
   TENSOR_REFUSED(p.tensors[1].v = NULL);
   p.tensors[1] = good;
   assert_null(px_adamw_check(&a));
+  assert_null(px_adamw_check_arrays(&a));
   release(&p);
 }
 

@@ -12,6 +12,7 @@ static int32_t sample(px_sample_row p, const float *logits, int64_t vocab) {
   int32_t id = -2;
   px_sample_args a = {.rows = 1, .vocab = vocab, .stride = vocab, .logits = z, .params = &p, .ids = &id};
   assert_null(px_sample_check(&a));
+  assert_null(px_sample_check_arrays(&a));
   assert_int_equal(px_sample_cpu(&a), 0);
   guarded_free(z);
   return id;
@@ -381,11 +382,11 @@ static void refusals(void **state) {
   REFUSED(px_sample_check, a, px_sample_args, b->logits = NULL);
   REFUSED(px_sample_check, a, px_sample_args, b->params = NULL);
   REFUSED(px_sample_check, a, px_sample_args, b->ids = NULL);
-#define ROW_REFUSED(change)                                           \
-  do {                                                                \
-    px_sample_row bad_row[2] = {PLAIN, PLAIN}, *r = &bad_row[1];      \
-    change;                                                           \
-    REFUSED(px_sample_check, a, px_sample_args, b->params = bad_row); \
+#define ROW_REFUSED(change)                                                  \
+  do {                                                                       \
+    px_sample_row bad_row[2] = {PLAIN, PLAIN}, *r = &bad_row[1];             \
+    change;                                                                  \
+    REFUSED(px_sample_check_arrays, a, px_sample_args, b->params = bad_row); \
   } while (0)
   ROW_REFUSED(r->temperature = -0.1f);
   ROW_REFUSED(r->temperature = NAN);
