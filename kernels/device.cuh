@@ -55,20 +55,26 @@ PX_DEVICE float px_to_float(float x) { return x; }
 PX_DEVICE float px_to_float(px_bf16 x) { return px_bf16_to_f32(x.bits); }
 
 template <typename T>
-PX_DEVICE T px_from_float(float x);
+struct px_element;
 template <>
-PX_DEVICE float px_from_float<float>(float x) {
-  return x;
-}
+struct px_element<float> {
+  PX_DEVICE float round(float x) { return x; }
+};
 template <>
-PX_DEVICE px_bf16 px_from_float<px_bf16>(float x) {
+struct px_element<px_bf16> {
+  PX_DEVICE px_bf16 round(float x) {
 #ifdef PX_EMULATED
-  return {px_f32_to_bf16(x)};
+    return {px_f32_to_bf16(x)};
 #else
-  px_bf16 y;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
-  return y;
+    px_bf16 y;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
 #endif
+  }
+};
+template <typename T>
+PX_DEVICE T px_from_float(float x) {
+  return px_element<T>::round(x);
 }
 
 /* Several elements that move as one word (16 bytes at the most). */
