@@ -30,6 +30,10 @@ const char *px_gemm_check(const px_gemm_args *a);
 px_cost px_gemm_cost(const px_gemm_args *a);
 int px_gemm_plain_cpu(
     const px_gemm_args *a); /* the reference: float32 accumulation in the order of k, OpenMP over rows */
+/* On the device, in the same order of k: what cuBLASLt refuses, and k == 0. */
+int px_gemm_plain_cuda(const px_gemm_args *a, void *stream);
+/* c += bias alone, after a product without it (a second rounding where c is bf16). */
+int px_gemm_bias_cuda(const px_gemm_args *a, void *stream);
 
 PX_C_END
 

@@ -8,11 +8,9 @@ pfx_status pfx_model_open(const char *path, const pfx_model_options *options, pf
   *model = NULL;
   if (px_api_options(&o, sizeof o, options, "pfx_model_options", err) != PFX_OK) return PFX_INVALID;
   if (!path) return px_api_status(px_fail(px_api_error(err), PX_INVALID, "which model? Give --model a Hugging Face folder or a GGUF file"));
-  if (o.device && strcmp(o.device, "cpu") != 0)
-    return px_api_status(px_fail(px_api_error(err), PX_NO_DEVICE, "device \"%s\" is not part of this release: cpu is", o.device));
   pfx_model *m = px_calloc(1, sizeof *m);
   if (!m) return px_api_status(px_fail(px_api_error(err), PX_NO_MEMORY, "no memory"));
-  px_model_options inner = {.dtype = o.dtype == PFX_DTYPE_F32 ? PX_F32 : o.dtype == PFX_DTYPE_BF16 ? PX_BF16 : -1, .threads = o.threads,
+  px_model_options inner = {.device = o.device, .dtype = o.dtype == PFX_DTYPE_F32 ? PX_F32 : o.dtype == PFX_DTYPE_BF16 ? PX_BF16 : -1, .threads = o.threads,
                             .log = px_api_log(o.log, o.log_user)};
   px_status status = px_model_open(path, &inner, &m->model, px_api_error(err));
   if (status != PX_OK) {

@@ -201,7 +201,7 @@ pfx_status pfx_probe_wait(const pfx_model *model, const pfx_tokenizer *tokenizer
   px_log log = px_api_log(o.log, o.log_user);
   if (!o.data || !o.out) return px_api_status(px_fail(e, PX_INVALID, "--data and --out are needed"));
   if (adapter && o.tune) return px_api_status(px_fail(e, PX_INVALID, "--adapter and --tune exclude each other"));
-  px_status status = px_backend_open_cpu(&(px_backend_options){.threads = m->be->threads, .log = log}, &be, e);
+  px_status status = px_backend_open(&(px_backend_options){.device = m->be->device, .threads = m->be->threads, .log = log}, &be, e);
   if (status == PX_OK && o.tune) status = px_tune_parse(o.tune, o.init, o.reparam, &spec, e);
   spec.force = o.force;
   bool from_rows = o.tune && spec.init == PX_INIT_DATA;

@@ -87,7 +87,8 @@ typedef struct px_allocation {
 
 struct px_backend {
   const px_backend_ops *ops;
-  const char *name;     /* "cpu" */
+  const char *name;     /* "cpu", "cuda" */
+  char device[16];      /* "cpu", "cuda:0": what opens another backend on the same device */
   const char *products; /* "oneDNN 2.6.3 (avx512_core_bf16)" or "plain C": what makes bits, recorded in run.json */
   bool host_visible;    /* its memory is ordinary memory */
   bool computes_bf16;   /* --dtype bf16 is worth it here */
@@ -104,12 +105,17 @@ struct px_backend {
 };
 
 typedef struct px_backend_options {
-  int threads; /* 0: what OpenMP uses, by itself all cores the process may use */
+  const char *device; /* "cpu", "cuda", "cuda:N"; NULL: cpu */
+  int threads;        /* 0: what OpenMP uses, by itself all cores the process may use */
   px_log log;
   bool profile;
-  bool pack_weights; /* copies of frozen weights in the product library's own layout: faster, and much faster with few rows */
+  bool pack_weights; /* copies of frozen weights in the product library's own layout: faster, and much faster with few
+                        rows */
 } px_backend_options;
 
+/* The backend of options->device. Backends of one device share its memory: what one has written another may read once
+ * the first has waited (px_backend_wait). PX_NO_DEVICE says what is missing. */
+px_status px_backend_open(const px_backend_options *options, px_backend **out, px_error *err);
 /* The CPU backend. Products: oneDNN where built in, else plain C. Opening it, and every operation, sets the number of
  * OpenMP threads of the calling thread. */
 px_status px_backend_open_cpu(const px_backend_options *options, px_backend **out, px_error *err);

@@ -115,6 +115,7 @@ px_status px_backend_open_cpu(const px_backend_options *options, px_backend **ou
   if (!be) return px_fail(err, PX_NO_MEMORY, "no memory for the CPU backend");
   be->ops = &cpu_ops;
   be->name = "cpu";
+  strcpy(be->device, "cpu");
   be->host_visible = true;
   be->threads = options->threads ? options->threads : omp_get_max_threads();
   be->log = options->log;

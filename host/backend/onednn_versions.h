@@ -10,7 +10,9 @@ typedef const_dnnl_memory_desc_t desc_view;
 #define VIEW(desc) (desc)
 #define desc_strided dnnl_memory_desc_create_with_strides
 #define desc_tagged dnnl_memory_desc_create_with_tag
-static inline dnnl_status_t desc_copy(dnnl_memory_desc_t *out, desc_view from) { return dnnl_memory_desc_clone(out, from); }
+static inline dnnl_status_t desc_copy(dnnl_memory_desc_t *out, desc_view from) {
+  return dnnl_memory_desc_clone(out, from);
+}
 static inline void desc_free(dnnl_memory_desc_t *desc) {
   if (*desc) dnnl_memory_desc_destroy(*desc);
   *desc = NULL;

@@ -58,9 +58,9 @@ px_status px_generator_open(const px_model *model, const px_tokenizer *tok, cons
   size_t allowed = g->options.cache_bytes > 0 ? (size_t)g->options.cache_bytes : MAX_CACHE_BYTES;
   int32_t pages = (int32_t)((wanted < allowed ? wanted : allowed) / page);
   g->max_blocks = row_pages;
-  px_status status = px_backend_open_cpu(
+  px_status status = px_backend_open(
       &(px_backend_options){
-          .threads = model->be->threads, .log = options->log, .profile = options->profile, .pack_weights = true},
+          .device = model->be->device, .threads = model->be->threads, .log = options->log, .profile = options->profile, .pack_weights = true},
       &g->be, err);
   if (status == PX_OK) status = px_page_pool_open(c, g->be, model->dtype, pages > 0 ? pages : 1, &g->pool, err);
   if (status == PX_OK) {

@@ -24,6 +24,7 @@ typedef struct px_model {
 } px_model;
 
 typedef struct px_model_options {
+  const char *device; /* as px_backend_options */
   int dtype;          /* -1: bf16 where the device computes in it, else f32; or PX_F32, PX_BF16 */
   int threads;
   px_log log;

@@ -146,9 +146,9 @@ static px_status settle_schedule(px_run *run, px_error *err) {
  * read (what it started from may be gone by then); 0 for a run that starts. */
 static px_status set_up(px_run *run, int32_t restored_tokens, px_error *err) {
   px_train_options *o = &run->options;
-  PX_TRY(px_backend_open_cpu(
+  PX_TRY(px_backend_open(
       &(px_backend_options){
-          .threads = run->model->be->threads, .log = run->calls->log, .pack_weights = run->model->dtype == PX_BF16},
+          .device = run->model->be->device, .threads = run->model->be->threads, .log = run->calls->log, .pack_weights = run->model->dtype == PX_BF16},
       &run->be, err));
   PX_TRY(px_tune_parse(o->tune, o->init, o->reparam, &run->spec, err));
   run->spec.force = o->force;

@@ -97,7 +97,7 @@ typedef struct pfx_model_options {
   size_t struct_bytes;
   pfx_dtype dtype;    /* default PFX_DTYPE_AUTO */
   int32_t threads;    /* default 0: every processor this process may use */
-  const char *device; /* default "cpu"; other devices are not part of this release */
+  const char *device; /* "cpu" (default), "cuda", or "cuda:N" for the Nth GPU */
   pfx_log_fn log;
   void *log_user;
 } pfx_model_options;

@@ -195,7 +195,9 @@ class Usage(command.CommandTest):
                 self.refused(["train", "--model", "model", "--data", "rows.jsonl", "--out", "run", *args], 2, message)
                 self.assertFalse(os.path.exists("run"))
         self.refused(["eval", "--model", "model", "--data", "rows.jsonl", "--device", "cuda"], 5,
-                     'device "cuda" is not part of this release: cpu is')
+                     'device cuda:0: this build of pfx has no CUDA; use --device cpu, or build with cmake -D PFX_CUDA=ON')
+        self.refused(["eval", "--model", "model", "--data", "rows.jsonl", "--device", "gpu"], 2,
+                     'device "gpu" is not known: cpu, cuda, or cuda:N for the Nth GPU')
 
     def test_options_after_two_dashes(self):
         self.misused(["train", "--", "--steps"], 'train takes no argument "--steps"')

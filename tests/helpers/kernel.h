@@ -14,6 +14,13 @@
 
 enum { GUARD = 64 };
 
+/* What a kernel returns where an index in memory is out of range: a device cannot say it. */
+#ifdef PX_TEST_CUDA
+enum { BAD_INDEX = 0 };
+#else
+enum { BAD_INDEX = 1 };
+#endif
+
 /* `bytes` of poison (NaN in every float type) between guards; freed by guarded_free, which checks the guards. */
 static inline void *guarded(size_t bytes) {
   unsigned char *p = malloc(sizeof(size_t) + 2 * GUARD + bytes + 64);

@@ -15,18 +15,18 @@
 
 #include "core/error.h"
 
-#define ASSERT_OK(call)                                                              \
-  do {                                                                               \
-    if ((call) != PX_OK) fail_msg("%s failed: %s", #call, err.message);              \
+#define ASSERT_OK(call)                                                 \
+  do {                                                                  \
+    if ((call) != PX_OK) fail_msg("%s failed: %s", #call, err.message); \
   } while (0)
 
 /* The status and the exact message of a failure. */
-#define ASSERT_FAILS(call, wanted_status, wanted_message)        \
-  do {                                                           \
-    err.message[0] = 0;                                          \
-    px_status got_ = (call);                                     \
-    assert_string_equal(err.message, wanted_message);            \
-    assert_int_equal(got_, wanted_status);                       \
+#define ASSERT_FAILS(call, wanted_status, wanted_message) \
+  do {                                                    \
+    err.message[0] = 0;                                   \
+    px_status got_ = (call);                              \
+    assert_string_equal(err.message, wanted_message);     \
+    assert_int_equal(got_, wanted_status);                \
   } while (0)
 
 /* Environment variable or fallback. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * How far an operation may be from its float64 reference: |got - want| <= TOL_x * (the largest |want| of the output, or the
- * sum of the absolute terms where a sum cancels). One table; loosening a line is a written decision. */
+ * How far an operation may be from its float64 reference: |got - want| <= TOL_x * (the largest |want| of the output, or
+ * the sum of the absolute terms where a sum cancels). One table; loosening a line is a written decision. */
 #ifndef PX_TESTS_TOLERANCE_H
 #define PX_TESTS_TOLERANCE_H
 

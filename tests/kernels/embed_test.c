@@ -104,8 +104,8 @@ static void ids_and_positions_outside_are_refused(void **state) {
       problem p;
       make(&p, PX_F32, PX_F32, 9, 8, true);
       (position ? p.positions : p.ids)[4] = wrong[i];
-      assert_int_equal(px_embed_fwd_cpu(&p.f), 1);
-      assert_int_equal(px_embed_bwd_cpu(&p.b), 1);
+      assert_int_equal(px_embed_fwd_cpu(&p.f), BAD_INDEX);
+      assert_int_equal(px_embed_bwd_cpu(&p.b), BAD_INDEX);
       if (position) { /* positions that are not used are not looked at */
         px_embed_fwd_args f = p.f;
         px_embed_bwd_args b = p.b;

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: MIT
+ * The CUDA backend: every slot is the operation's own launcher on one stream, but the product, which is cuBLASLt's. */
+#include <cuda_runtime_api.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "backend/backend_cuda.h"
+#include "backend/gemm_cublaslt.h"
+
+enum { OLDEST_DEVICE = 80 }; /* Ampere: bfloat16 and asynchronous copies */
+
+typedef struct cuda_state {
+  int device;
+  cudaStream_t stream;
+  px_lt *lt;
+  char name[320], products[64];
+} cuda_state;
+
+static cuda_state *own(const px_backend *be) { return be->own; }
+
+#define LAUNCH(slot, args) \
+  static int slot(px_backend *be, const args *a) { return px_##slot##_cuda(a, own(be)->stream); }
+LAUNCH(embed_fwd, px_embed_fwd_args)
+LAUNCH(embed_bwd, px_embed_bwd_args)
+LAUNCH(norm_fwd, px_norm_fwd_args)
+LAUNCH(norm_bwd, px_norm_bwd_args)
+LAUNCH(col_sum, px_col_sum_args)
+LAUNCH(rope, px_rope_args)
+LAUNCH(attn_fwd, px_attn_fwd_args)
+LAUNCH(attn_bwd, px_attn_bwd_args)
+LAUNCH(attn_decode, px_attn_decode_args)
+LAUNCH(act_fwd, px_act_fwd_args)
+LAUNCH(act_bwd, px_act_bwd_args)
+LAUNCH(add, px_add_args)
+LAUNCH(scale, px_scale_args)
+LAUNCH(dropout, px_dropout_args)
+LAUNCH(gather_rows, px_rows_args)
+LAUNCH(scatter_rows, px_rows_args)
+LAUNCH(loss, px_loss_args)
+LAUNCH(adamw, px_adamw_args)
+LAUNCH(sum_sq, px_sum_sq_args)
+LAUNCH(cast, px_cast_args)
+LAUNCH(dequant, px_dequant_args)
+LAUNCH(kv_write, px_kv_write_args)
+LAUNCH(sample, px_sample_args)
+#undef LAUNCH
+
+static int lora_by_id(px_backend *be, const px_lora_args *a) { return px_lora_cuda(a, own(be)->stream); }
+static int gemm(px_backend *be, const px_gemm_args *a) { return px_lt_gemm(own(be)->lt, a, own(be)->stream); }
+
+static void cuda_close(px_backend *be) {
+  cuda_state *s = own(be);
+  px_lt_close(s->lt);
+  if (s->stream) cudaStreamDestroy(s->stream);
+  free(s);
+  free(be);
+}
+
+static void *cuda_alloc(px_backend *be, size_t bytes) {
+  (void)be;
+  void *p = NULL;
+  if (cudaMalloc(&p, bytes) == cudaSuccess) return p;
+  cudaGetLastError(); /* out of memory is no failure of the device */
+  return NULL;
+}
+
+static void cuda_free(px_backend *be, void *p, size_t bytes) {
+  (void)be;
+  (void)bytes;
+  cudaFree(p);
+}
+
+static int cuda_write(px_backend *be, void *dst, const void *host, size_t bytes) {
+  return (int)cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, own(be)->stream);
+}
+
+static int cuda_read(px_backend *be, void *host, const void *src, size_t bytes) {
+  cudaError_t e = cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, own(be)->stream);
+  return (int)(e != cudaSuccess ? e : cudaStreamSynchronize(own(be)->stream));
+}
+
+static int cuda_copy(px_backend *be, void *dst, const void *src, size_t bytes) {
+  return (int)cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, own(be)->stream);
+}
+
+static int cuda_zero(px_backend *be, void *dst, size_t bytes) {
+  return (int)cudaMemsetAsync(dst, 0, bytes, own(be)->stream);
+}
+
+static int cuda_wait(px_backend *be) { return (int)cudaStreamSynchronize(own(be)->stream); }
+
+static const char *cuda_error_text(px_backend *be, int code) {
+  (void)be;
+  return code < 0 ? px_lt_error_text(-code) : cudaGetErrorString((cudaError_t)code);
+}
+
+static const px_backend_ops cuda_ops = {
+#define PX_SLOT(slot, args, check) .slot = slot,
+    PX_OPERATIONS(PX_SLOT)
+#undef PX_SLOT
+        .close = cuda_close,
+    .alloc = cuda_alloc,
+    .free = cuda_free,
+    .write = cuda_write,
+    .read = cuda_read,
+    .copy = cuda_copy,
+    .zero = cuda_zero,
+    .wait = cuda_wait,
+    .error_text = cuda_error_text,
+};
+
+/* Driver and device are there and new enough. */
+static px_status check_device(int device, px_error *err) {
+  int driver = 0, runtime = 0, count = 0, major = 0, minor = 0;
+  cudaRuntimeGetVersion(&runtime);
+  cudaError_t e = cudaDriverGetVersion(&driver);
+  if (e != cudaSuccess || driver == 0)
+    return px_fail(err, PX_NO_DEVICE, "no NVIDIA driver is loaded on this machine; use --device cpu, or install one");
+  e = cudaGetDeviceCount(&count);
+  if (e == cudaErrorInsufficientDriver)
+    return px_fail(
+        err, PX_NO_DEVICE,
+        "the NVIDIA driver speaks CUDA %d.%d and this build needs %d.%d: install a newer driver, or use --device cpu",
+        driver / 1000, driver / 10 % 100, runtime / 1000, runtime / 10 % 100);
+  if (e != cudaSuccess || count == 0)
+    return px_fail(err, PX_NO_DEVICE, "no CUDA device was found (%s); use --device cpu", cudaGetErrorString(e));
+  if (device >= count)
+    return px_fail(err, PX_NO_DEVICE, "there is no device cuda:%d: this machine has %d, from cuda:0 on", device, count);
+  e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (e == cudaSuccess) e = cudaSetDevice(device);
+  if (e != cudaSuccess)
+    return px_fail(err, PX_NO_DEVICE, "device cuda:%d does not answer: %s", device, cudaGetErrorString(e));
+  if (10 * major + minor < OLDEST_DEVICE)
+    return px_fail(err, PX_NO_DEVICE,
+                   "device cuda:%d has compute capability %d.%d; 8.0 (Ampere) is the oldest that pfx runs on", device,
+                   major, minor);
+  return PX_OK;
+}
+
+px_status px_backend_open_cuda(int device, const px_backend_options *options, px_backend **out, px_error *err) {
+  *out = NULL;
+  PX_TRY(check_device(device, err));
+  px_backend *be = calloc(1, sizeof *be);
+  cuda_state *s = calloc(1, sizeof *s);
+  if (!be || !s) {
+    free(be);
+    free(s);
+    return px_fail(err, PX_NO_MEMORY, "no memory for the CUDA backend");
+  }
+  *be = (px_backend){.ops = &cuda_ops,
+                     .name = "cuda",
+                     .own = s,
+                     .threads = options->threads ? options->threads : 1,
+                     .log = options->log,
+                     .profile = options->profile,
+                     .computes_bf16 = true};
+  s->device = device;
+  snprintf(be->device, sizeof be->device, "cuda:%d", device);
+  cudaError_t e = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
+  px_status status =
+      e == cudaSuccess ? PX_OK
+                       : px_fail(err, PX_NO_DEVICE, "device cuda:%d does not start: %s", device, cudaGetErrorString(e));
+  if (status == PX_OK) status = px_lt_open(be, &s->lt, err);
+  if (status != PX_OK) {
+    px_backend_close(be);
+    return status;
+  }
+  be->products = px_lt_name(s->lt);
+  *out = be;
+  return PX_OK;
+}
