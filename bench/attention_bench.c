@@ -28,6 +28,24 @@ static void *filled(px_dtype type, int64_t count, uint32_t stream) {
   return x;
 }
 
+static px_attn_shape shape_of(const bench_case *c, const int32_t *offsets, const int32_t *adapter,
+                              const px_kv_segment *segment) {
+  return (px_attn_shape){.dtype = c->dtype,
+                         .heads = c->heads,
+                         .kv_heads = c->kv_heads,
+                         .head_dim = c->dim,
+                         .scale = 0.125f,
+                         .mask = PX_MASK_CAUSAL,
+                         .seqs = c->seqs,
+                         .q_rows = offsets[c->seqs],
+                         .k_rows = offsets[c->seqs],
+                         .q_offsets = offsets,
+                         .k_offsets = offsets,
+                         .adapter = adapter,
+                         .segments = segment,
+                         .segment_count = 1};
+}
+
 static void bench(const bench_case *c) {
   int64_t rows = (int64_t)c->seqs * c->tokens, q_width = (int64_t)c->heads * c->dim,
           kv_width = (int64_t)c->kv_heads * c->dim;
@@ -42,18 +60,7 @@ static void bench(const bench_case *c) {
                            .dk = calloc((size_t)(c->prefix * kv_width + 1), 4),
                            .dv = calloc((size_t)(c->prefix * kv_width + 1), 4),
                            .grad_stride = kv_width};
-  px_attn_shape s = {.dtype = c->dtype,
-                     .heads = c->heads,
-                     .kv_heads = c->kv_heads,
-                     .head_dim = c->dim,
-                     .scale = 0.125f,
-                     .mask = PX_MASK_CAUSAL,
-                     .seqs = c->seqs,
-                     .q_offsets = offsets,
-                     .k_offsets = offsets,
-                     .adapter = adapter,
-                     .segments = &segment,
-                     .segment_count = 1};
+  px_attn_shape s = shape_of(c, offsets, adapter, &segment);
   px_attn_fwd_args f = {.shape = s,
                         .q = qkv,
                         .k = qkv + q_width * e,

@@ -29,6 +29,9 @@
 
 PX_C_BEGIN
 
+/* Partial sums that gradients of shared keys are made of, at most. */
+enum { PX_ATTN_SPLITS = 8 };
+
 typedef enum px_mask { PX_MASK_FULL = 0, PX_MASK_CAUSAL = 1 } px_mask;
 
 typedef struct px_kv_segment {
@@ -91,6 +94,8 @@ typedef struct px_attn_decode_args {
 const char *px_attn_fwd_check(const px_attn_fwd_args *a);
 const char *px_attn_bwd_check(const px_attn_bwd_args *a);
 const char *px_attn_decode_check(const px_attn_decode_args *a);
+/* Whether q_rows and k_rows are what the offsets say (decode reads no k_offsets); needs host memory. */
+const char *px_attn_check_arrays(const px_attn_shape *shape, bool decode);
 /* Bytes of workspace: an upper bound from what the buffer plan knows (the arrays in *shape are not read). `rows` bounds
  * the query rows and the own key rows alike. */
 size_t px_attn_bwd_workspace(const px_attn_shape *shape, int64_t rows, int64_t segment_rows_total);

@@ -5,7 +5,7 @@
  * order of chunks. */
 #include "kernels/attention_tile_cpu.h"
 
-enum { CHUNKS = 8 };
+enum { CHUNKS = PX_ATTN_SPLITS };
 
 /* Float32 sums of gradients of keys and values: row j of kv head g at [j * stride + g * dim]. */
 typedef struct sums {
@@ -32,8 +32,10 @@ static int64_t tiles_of(const px_attn_shape *s, int32_t seq) {
 }
 
 size_t px_attn_bwd_workspace(const px_attn_shape *shape, int64_t rows, int64_t segment_rows_total) {
-  int64_t width = (int64_t)shape->kv_heads * shape->head_dim;
-  return (size_t)(CHUNKS * 2 * width * (segment_rows_total + rows)) * sizeof(float) + 64;
+  int64_t width = (int64_t)shape->kv_heads * shape->head_dim, more = rows * (CHUNKS * 2 * width);
+  /* On a device: <do, o> of every row and head, and PX_ATTN_SPLITS partial gradients of the segments. */
+  if (more < rows * shape->heads) more = rows * shape->heads;
+  return (size_t)(CHUNKS * 2 * width * segment_rows_total + more) * sizeof(float) + 64;
 }
 
 static bwd plan(const px_attn_bwd_args *a) {

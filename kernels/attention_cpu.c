@@ -53,6 +53,13 @@ const char *px_attn_decode_check(const px_attn_decode_args *a) {
              : NULL;
 }
 
+const char *px_attn_check_arrays(const px_attn_shape *s, bool decode) {
+  if (s->seqs == 0) return NULL;
+  if (s->q_rows != s->q_offsets[s->seqs] || (!decode && s->k_rows != s->k_offsets[s->seqs]))
+    return "the number of rows is not the last offset";
+  return NULL;
+}
+
 /* Pairs of a query and a key that it sees, of one head. Reads the arrays of the shape. */
 static double pairs(const px_attn_shape *s, const int32_t *kv_lens) {
   double sum = 0;

@@ -35,6 +35,12 @@ static void call_failed(px_backend *be, const char *call, int code) {
 /* What is wrong with the arrays that arguments point to; looked at where the host can read them. */
 static const char *wrong_arrays(int op, const void *args) {
   switch (op) {
+    case PX_OP_attn_fwd:
+      return px_attn_check_arrays(&((const px_attn_fwd_args *)args)->shape, false);
+    case PX_OP_attn_bwd:
+      return px_attn_check_arrays(&((const px_attn_bwd_args *)args)->shape, false);
+    case PX_OP_attn_decode:
+      return px_attn_check_arrays(&((const px_attn_decode_args *)args)->shape, true);
     case PX_OP_lora_by_id:
       return px_lora_check_arrays(args);
     case PX_OP_sample:

@@ -30,6 +30,8 @@ static inline px_attn_shape shape_of(const problem *p) {
                          .mask = p->mask,
                          .window = p->window,
                          .seqs = p->seqs,
+                         .q_rows = p->q_offsets[p->seqs],
+                         .k_rows = p->k_offsets[p->seqs],
                          .q_offsets = p->q_offsets,
                          .k_offsets = p->k_offsets,
                          .adapter = p->adapter,
