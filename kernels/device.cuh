@@ -45,14 +45,18 @@
 enum { PX_WARP = 32 };
 #define PX_ALL_LANES 0xffffffffu
 
-/* ---- element types: `float` and `px_bf16`; kernels are templates over them ---- */
+/* ---- element types: `float` and `px_bf16` (px_f16 in casts alone); kernels are templates over them ---- */
 
 struct px_bf16 {
+  uint16_t bits;
+};
+struct px_f16 {
   uint16_t bits;
 };
 
 PX_DEVICE float px_to_float(float x) { return x; }
 PX_DEVICE float px_to_float(px_bf16 x) { return px_bf16_to_f32(x.bits); }
+PX_DEVICE float px_to_float(px_f16 x) { return px_f16_to_f32(x.bits); }
 
 template <typename T>
 struct px_element;
@@ -71,6 +75,10 @@ struct px_element<px_bf16> {
     return y;
 #endif
   }
+};
+template <>
+struct px_element<px_f16> {
+  PX_DEVICE px_f16 round(float x) { return {px_f32_to_f16(x)}; }
 };
 template <typename T>
 PX_DEVICE T px_from_float(float x) {
@@ -147,6 +155,32 @@ static inline unsigned px_blocks(int64_t items, int64_t threads) { return (unsig
 static inline bool px_aligned(const void *p, int64_t stride, int64_t count, size_t element_bytes) {
   return p == NULL || (reinterpret_cast<uintptr_t>(p) % ((size_t)count * element_bytes) == 0 && stride % count == 0);
 }
+
+/* A launch over rows in words of a few elements: a block per row along x, its words along y. */
+static inline unsigned px_row_threads(int64_t words) {
+  return words >= 256       ? 256u
+         : words <= PX_WARP ? (unsigned)PX_WARP
+                            : (unsigned)((words + PX_WARP - 1) / PX_WARP * PX_WARP);
+}
+static inline dim3 px_row_grid(int64_t rows, int64_t words) {
+  int64_t blocks = (words + px_row_threads(words) - 1) / px_row_threads(words);
+  return dim3((unsigned)rows, (unsigned)(blocks < 65535 ? blocks : 65535));
+}
+/* In such a kernel: for (int64_t i = px_first_word(); i < words; i += px_words_apart()) */
+PX_DEVICE int64_t px_first_word() { return (int64_t)blockIdx.y * blockDim.x + threadIdx.x; }
+PX_DEVICE int64_t px_words_apart() { return (int64_t)gridDim.y * blockDim.x; }
+
+/* Calls body with N the elements of T in 16 bytes where `aligned`, else 1. */
+#define PX_FOR_WORD(aligned, T, N, ...)      \
+  do {                                       \
+    if (aligned) {                           \
+      constexpr int N = 16 / (int)sizeof(T); \
+      __VA_ARGS__;                           \
+    } else {                                 \
+      constexpr int N = 1;                   \
+      __VA_ARGS__;                           \
+    }                                        \
+  } while (0)
 
 /* Calls body with T a type for the dtype of rows (f32 or bf16; the check function has refused others). */
 #define PX_FOR_TYPE(dtype, T, ...) \

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: MIT
+ * Cross-entropy: a block per row goes over it three times (the largest, the sum of exp, the gradient); the second and
+ * third pass find a row of usual length in the cache. The losses are added up by a launch of their own, in order. */
+#include "kernels/device.cuh"
+#include "kernels/loss.h"
+
+enum { LOSS_THREADS = 512 };
+
+/* One row; its loss, in every thread. */
+template <typename T, int N>
+PX_DEVICE float row_loss(const px_loss_args &a, int64_t t, float *scratch) {
+  T *z = static_cast<T *>(a.logits) + t * a.stride;
+  int32_t target = a.targets[t];
+  int64_t whole = a.vocab / N * N; /* what words cover */
+  float best = -INFINITY, sum = 0;
+  if (target < 0 || target >= a.vocab) return NAN;
+  for (int64_t i = (int64_t)threadIdx.x * N; i < whole; i += LOSS_THREADS * N) {
+    float x[N];
+    px_load<N>(z + i, x);
+#pragma unroll
+    for (int j = 0; j < N; j++) best = fmaxf(best, x[j]);
+  }
+  for (int64_t i = whole + threadIdx.x; i < a.vocab; i += LOSS_THREADS) best = fmaxf(best, px_to_float(z[i]));
+  best = px_block_max(best, scratch);
+  if (!isfinite(best)) return NAN;
+  for (int64_t i = (int64_t)threadIdx.x * N; i < whole; i += LOSS_THREADS * N) {
+    float x[N];
+    px_load<N>(z + i, x);
+#pragma unroll
+    for (int j = 0; j < N; j++) sum += expf(x[j] - best);
+  }
+  for (int64_t i = whole + threadIdx.x; i < a.vocab; i += LOSS_THREADS) sum += expf(px_to_float(z[i]) - best);
+  sum = px_block_sum(sum, scratch);
+  float loss = logf(sum) + (best - px_to_float(z[target])), scale = 1.0f / sum;
+  if (!a.write_grad) return loss;
+  __syncthreads(); /* everyone has read the target's logit */
+  for (int64_t i = (int64_t)threadIdx.x * N; i < whole; i += LOSS_THREADS * N) {
+    float x[N];
+    px_load<N>(z + i, x);
+#pragma unroll
+    for (int j = 0; j < N; j++) x[j] = expf(x[j] - best) * scale - (i + j == target ? 1.0f : 0.0f);
+    px_store<N>(z + i, x);
+  }
+  for (int64_t i = whole + threadIdx.x; i < a.vocab; i += LOSS_THREADS)
+    z[i] = px_from_float<T>(expf(px_to_float(z[i]) - best) * scale - (i == target ? 1.0f : 0.0f));
+  return loss;
+}
+
+PX_DEVICE void add_loss(const px_loss_args &a, int64_t t, float loss) {
+  a.loss_sum[a.group ? a.group[t] * a.loss_stride : 0] += (double)loss;
+}
+
+template <typename T, int N>
+PX_KERNEL(LOSS_THREADS)
+rows_kernel(px_loss_args a) {
+  PX_SHARED(float, scratch, PX_WARP);
+  float loss = row_loss<T, N>(a, blockIdx.x, scratch);
+  if (threadIdx.x == 0 && a.row_loss) a.row_loss[blockIdx.x] = loss;
+}
+
+/* Where losses are to be added up but not to be kept: one block takes row after row. */
+template <typename T, int N>
+PX_KERNEL(LOSS_THREADS)
+serial_kernel(px_loss_args a) {
+  PX_SHARED(float, scratch, PX_WARP);
+  for (int64_t t = 0; t < a.rows; t++) {
+    float loss = row_loss<T, N>(a, t, scratch);
+    if (threadIdx.x == 0) add_loss(a, t, loss);
+  }
+}
+
+PX_KERNEL(PX_WARP) sum_kernel(px_loss_args a) {
+  for (int64_t t = 0; threadIdx.x == 0 && t < a.rows; t++) add_loss(a, t, a.row_loss[t]);
+}
+
+int px_loss_cuda(const px_loss_args *a, void *stream) {
+  if (a->rows == 0) return 0;
+  bool serial = a->loss_sum && !a->row_loss;
+  PX_FOR_TYPE(a->dtype, T, {
+    PX_FOR_WORD(px_aligned(a->logits, a->stride, 16 / (int)sizeof(T), sizeof(T)), T, N, {
+      if (serial)
+        PX_LAUNCH((serial_kernel<T, N>), 1, LOSS_THREADS, 0, stream, *a);
+      else
+        PX_LAUNCH((rows_kernel<T, N>), (unsigned)a->rows, LOSS_THREADS, 0, stream, *a);
+    });
+  });
+  if (a->loss_sum && !serial) PX_LAUNCH(sum_kernel, 1, PX_WARP, 0, stream, *a);
+  return PX_LAUNCHED();
+}
