@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # A thin front: installs what is missing, then calls CMake and CTest, which do the work and can be called directly.
 .DEFAULT_GOAL := release
-.PHONY: release demo test check asan tsan fuzz bench format test-peers docs install clean help
+.PHONY: release demo test check asan tsan emu fuzz bench format test-peers docs install clean help
 JOBS ?= $(shell nproc)
 SECONDS ?= 20
 PREFIX ?= /usr/local
@@ -22,6 +22,7 @@ test: ## everything: release, sanitizer, race and fuzz builds, all tests (about 
 	$(call build,asan)
 	$(call build,tsan)
 	$(call build,fuzz)
+	$(call build,emu)
 	$(call build,release,-D PFX_TESTS=ON -D PFX_TEST_VARIANTS=ON)
 	ctest --test-dir build/release --output-on-failure -j 2
 
@@ -39,6 +40,11 @@ tsan: ## the threaded tests under ThreadSanitizer (clang, libomp with Archer, th
 	@scripts/setup.sh test
 	$(call build,tsan)
 	ctest --test-dir build/tsan --output-on-failure -j 2
+
+emu: ## build/emu/pfx, whose --device cuda is emulated, and the tests of the CUDA backend over it
+	@scripts/setup.sh test
+	$(call build,emu)
+	ctest --test-dir build/emu --output-on-failure -j 2 -L emu
 
 fuzz: ## every fuzzer for SECONDS=20 each, starting from its corpus
 	@scripts/setup.sh fuzz

@@ -30,6 +30,7 @@ typedef struct px_lora_args {
   px_lora_mode mode;
   px_dtype dtype, w_type;
   int32_t seqs;
+  int64_t rows; /* offsets[seqs]: the host may not read those */
   const int32_t *offsets, *adapter;
   const px_lora_matrix *mats;
   int32_t mat_count;

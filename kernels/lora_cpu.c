@@ -15,6 +15,7 @@ const char *px_lora_check(const px_lora_args *a) {
 }
 
 const char *px_lora_check_arrays(const px_lora_args *a) {
+  if (a->seqs && a->offsets[a->seqs] != a->rows) return "the number of rows is not the last offset";
   for (int32_t i = 0; i < a->mat_count; i++) {
     const px_lora_matrix *m = &a->mats[i];
     if (m->in < 0 || m->out < 0 || m->in > a->x_dim || m->out > a->y_dim) return "a matrix exceeds its rows";

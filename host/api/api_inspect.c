@@ -92,7 +92,8 @@ static px_status of_adapter(const char *path, json_t *o, px_error *err) {
 static px_status of_run(const char *path, px_arena *arena, json_t *o, px_error *err) {
   px_train_options options;
   int dtype = 0, threads = 0;
-  PX_TRY(px_train_read_run(path, arena, &options, &dtype, &threads, err));
+  const char *device;
+  PX_TRY(px_train_read_run(path, arena, &options, &device, &dtype, &threads, err));
   set_text(o, "holds", "training run");
   set_text(o, "model", options.model_path);
   set_text(o, "data", options.data);
@@ -100,6 +101,7 @@ static px_status of_run(const char *path, px_arena *arena, json_t *o, px_error *
   set_text(o, "tune", options.tune);
   set_int(o, "steps", options.steps);
   json_object_set_new(o, "lr", json_real(options.lr));
+  set_text(o, "device", device);
   set_text(o, "dtype", px_dtype_name((px_dtype)dtype));
   set_int(o, "threads", threads);
   char *state = in_folder(arena, path, "checkpoint/pfx_state.safetensors");

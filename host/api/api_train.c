@@ -118,17 +118,19 @@ void pfx_trainer_destroy(pfx_trainer *t) {
   free(t);
 }
 
-pfx_status pfx_run_read(const char *dir, char **model_path, pfx_dtype *dtype, int32_t *threads, pfx_error *err) {
+pfx_status pfx_run_read(const char *dir, char **model_path, char **device, pfx_dtype *dtype, int32_t *threads, pfx_error *err) {
   px_arena arena = {0};
   px_train_options o;
   int type = 0, count = 0;
-  *model_path = NULL;
-  px_status status = px_train_read_run(dir, &arena, &o, &type, &count, px_api_error(err));
+  const char *where = NULL;
+  *model_path = *device = NULL;
+  px_status status = px_train_read_run(dir, &arena, &o, &where, &type, &count, px_api_error(err));
   if (status == PX_OK) {
     *model_path = strdup(o.model_path);
+    *device = strdup(where);
     *dtype = type == PX_BF16 ? PFX_DTYPE_BF16 : PFX_DTYPE_F32;
     *threads = count;
-    if (!*model_path) status = px_fail(px_api_error(err), PX_NO_MEMORY, "no memory");
+    if (!*model_path || !*device) status = px_fail(px_api_error(err), PX_NO_MEMORY, "no memory");
   }
   px_arena_free(&arena);
   return px_api_status(status);
@@ -149,7 +151,8 @@ pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, cha
   *options = pfx_train_options_init();
   *memory = NULL;
   *model_path = NULL;
-  px_status status = px_train_read_run(run_json, &arena, &p, &type, &threads, px_api_error(err));
+  const char *device;
+  px_status status = px_train_read_run(run_json, &arena, &p, &device, &type, &threads, px_api_error(err));
   if (status == PX_OK) {
     const char *const texts[] = {p.model_path, p.data, p.valid, p.out, p.tune, p.init};
     size_t bytes = 1;

@@ -8,6 +8,7 @@
 
 static pfx_train_options o;
 static const char *resume, *config;
+static char *config_device; /* what --config names; lives as long as the command */
 static cli_list tunes;
 static const char *const schedules[] = {"linear", "cosine", "constant", NULL};
 
@@ -130,19 +131,21 @@ static int refuse_other_settings(const char *dir) {
 
 static int go_on(const char *dir) {
   pfx_error err = {0};
-  char *model_path = NULL;
+  char *model_path = NULL, *device = NULL;
   pfx_dtype dtype;
   int32_t threads;
   pfx_model *model = NULL;
   pfx_tokenizer *tokenizer = NULL;
   pfx_trainer *trainer = NULL;
-  if (pfx_run_read(dir, &model_path, &dtype, &threads, &err) != PFX_OK) return cli_fail(&err);
+  if (pfx_run_read(dir, &model_path, &device, &dtype, &threads, &err) != PFX_OK) return cli_fail(&err);
   if (!cli_given(&cli_train, "epochs")) o.epochs = 0;
+  if (!cli_given(&cli_train, "device")) cli_shared.device = device;
   int code = cli_open_model(cli_shared.model ? cli_shared.model : model_path, dtype, cli_shared.threads ? cli_shared.threads : threads, false, &model, &tokenizer);
   if (code == 0) code = pfx_trainer_resume(model, tokenizer, dir, &o, &trainer, &err) == PFX_OK ? finish(trainer, dir) : cli_fail(&err);
   pfx_tokenizer_close(tokenizer);
   pfx_model_close(model);
   pfx_free(model_path);
+  pfx_free(device);
   return code;
 }
 
@@ -153,8 +156,9 @@ static int apply_config(int argc, char **argv, void **memory, char **model_path)
   pfx_dtype dtype;
   cli_list rest;
   char *unused = NULL;
-  if (pfx_run_read(config, &unused, &dtype, &cli_shared.threads, &err) != PFX_OK) return cli_fail(&err);
+  if (pfx_run_read(config, &unused, &config_device, &dtype, &cli_shared.threads, &err) != PFX_OK) return cli_fail(&err);
   pfx_free(unused);
+  cli_shared.device = config_device;
   cli_shared.dtype = (int)dtype;
   if (pfx_run_options(config, &from, model_path, memory, &err) != PFX_OK) return cli_fail(&err);
   from.out = NULL; /* repeating into the same folder would be a mistake */
@@ -198,6 +202,7 @@ static int run(int argc, char **argv) {
   pfx_tokenizer_close(tokenizer);
   pfx_model_close(model);
   pfx_free(memory);
+  pfx_free(config_device);
   return code;
 }
 

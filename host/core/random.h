@@ -40,9 +40,13 @@ PX_HD px_u32x4 px_philox(uint64_t seed, uint32_t stream, uint32_t step, uint64_t
 /* Uniform in [0, 1) with 24 bits: exactly representable in float32. */
 PX_HD float px_uniform(uint32_t bits) { return (float)(bits >> 8) * 5.9604644775390625e-8f; }
 
+PX_C_BEGIN
+
 /* Standard normal, host only, computed in float64 (Box-Muller) and rounded once. */
 float px_normal(uint64_t seed, uint32_t stream, uint32_t step, uint64_t index);
 /* Uniform integer in [0, n) without bias beyond 2^-32; n > 0. */
 uint64_t px_below(uint64_t seed, uint32_t stream, uint32_t step, uint64_t index, uint64_t n);
+
+PX_C_END
 
 #endif

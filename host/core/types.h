@@ -49,11 +49,15 @@ typedef struct px_dtype_info {
   int block_bytes;
 } px_dtype_info;
 
+PX_C_BEGIN
+
 /* NULL for a value that is no px_dtype. */
 const px_dtype_info *px_dtype_get(px_dtype t);
 const char *px_dtype_name(px_dtype t); /* "f32"; "?" if unknown */
 /* Bytes of `elements` elements; 0 where `elements` is no multiple of the block. */
 size_t px_dtype_bytes(px_dtype t, size_t elements);
+
+PX_C_END
 
 PX_HD float px_bf16_to_f32(uint16_t h) {
   uint32_t u = (uint32_t)h << 16;

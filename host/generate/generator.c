@@ -32,6 +32,7 @@ struct px_generator {
   int64_t *slots;
   float *logits;
   px_sample_row *params;
+  int32_t *history; /* [max_rows, context]; NULL until a penalty needs it */
   int32_t max_blocks;
   px_generator_stats stats;
 };
@@ -93,7 +94,7 @@ void px_generator_close(px_generator *g) {
     px_page_pool_close(&g->pool, g->be);
     px_buffers_close(&g->buffers, g->be);
     for (int32_t i = 0; i < g->adapter_count; i++) px_prefix_close(&g->prefixes[i], g->be);
-    void *const memory[] = {g->segments, g->block_table, g->kv_lens, g->sampled, g->params, g->logits, g->slots};
+    void *const memory[] = {g->segments, g->block_table, g->kv_lens, g->sampled, g->params, g->logits, g->slots, g->history};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) px_backend_free(g->be, memory[i]);
   }
   free(g->prefixes);
@@ -276,6 +277,19 @@ static px_status compute(px_generator *g, px_row **rows, int32_t count, bool fre
   return PX_OK;
 }
 
+/* The ids that a repetition penalty looks at, in backend memory; room for them is made at the first need. */
+static px_status give_history(px_generator *g, int32_t number, const px_row *row, px_sample_row *params, px_error *err) {
+  size_t context = (size_t)px_model_config(g->model)->context;
+  if (!g->history) g->history = px_backend_alloc(g->be, (size_t)g->options.max_rows * context * sizeof(int32_t));
+  if (!g->history) return px_backend_status(g->be, err);
+  int32_t *at = g->history + (size_t)number * context;
+  size_t count = row->ids.len < context ? row->ids.len : context;
+  px_backend_write(g->be, at, row->ids.data, count * sizeof *at);
+  params->history = at;
+  params->history_count = (int32_t)count;
+  return PX_OK;
+}
+
 static px_status sample(px_generator *g, px_row **rows, int32_t count, px_error *err) {
   int32_t ids[1024];
   int64_t vocab = px_model_config(g->model)->vocab;
@@ -292,10 +306,7 @@ static px_status sample(px_generator *g, px_row **rows, int32_t count, px_error 
                               .seed = p->seed,
                               .row = row->request.row,
                               .position = (uint32_t)row->ids.len};
-      if (p->repetition_penalty != 1) {
-        params.history = row->ids.data; /* host memory: a device backend gets it copied */
-        params.history_count = (int32_t)row->ids.len;
-      }
+      if (p->repetition_penalty != 1) PX_TRY(give_history(g, first + r, row, &params, err));
       px_backend_write(g->be, &g->params[r], &params, sizeof params);
     }
     px_op_sample(g->be, &(px_sample_args){.rows = here,

@@ -21,6 +21,10 @@ px_status px_model_open(const char *path, const px_model_options *options, px_mo
     m->dtype = options->dtype >= 0 ? (px_dtype)options->dtype : m->be->computes_bf16 ? PX_BF16 : PX_F32;
     status = px_weights_load(&m->source, m->be, m->dtype, &m->weights, err);
   }
+  if (status == PX_OK) {
+    px_backend_wait(m->be); /* other backends will read the weights */
+    status = px_backend_status(m->be, err);
+  }
   if (status == PX_OK) status = px_fingerprint_make(&m->source, &m->fingerprint, err);
   if (status != PX_OK) {
     px_model_close(m);

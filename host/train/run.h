@@ -43,7 +43,7 @@ typedef struct px_run_record {
   px_train_options options;
   int dtype, threads;
   int32_t prefix_tokens;
-  const char *base, *data_digest, *valid_digest, *products, *version;
+  const char *base, *data_digest, *valid_digest, *device, *products, *version;
 } px_run_record;
 /* dir: the folder of a run, or the file itself under any name. */
 px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out, px_error *err);

@@ -139,6 +139,7 @@ px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out,
   out->prefix_tokens = (int32_t)get_int(&r, "prefix_tokens");
   r.object = environment;
   out->version = get_text(&r, "version");
+  out->device = get_text(&r, "device");
   out->products = get_text(&r, "products");
   out->threads = (int)get_int(&r, "threads");
   const char *dtype = get_text(&r, "dtype");
@@ -149,7 +150,7 @@ px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out,
   out->valid_digest = get_text(&r, "valid");
   json_decref(root);
   if (r.status == PX_OK && (!out->options.model_path || !out->options.data || !out->options.out || !out->options.tune || !out->base ||
-                            !out->data_digest || !out->products || !out->version || out->options.steps < 1))
+                            !out->data_digest || !out->device || !out->products || !out->version || out->options.steps < 1))
     return px_fail(err, PX_BAD_FILE, "%s: a field that every run has is missing", path);
   return r.status;
 }

@@ -298,7 +298,7 @@ typedef struct pfx_train_result {
 PFX_API pfx_status pfx_trainer_create(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_train_options *options,
                                       pfx_trainer **trainer, pfx_error *err);
 /* What a saved run in `dir` (or the run.json `dir`) needs opened before it can go on or be repeated. Strings: pfx_free each. */
-PFX_API pfx_status pfx_run_read(const char *dir, char **model_path, pfx_dtype *dtype, int32_t *threads, pfx_error *err);
+PFX_API pfx_status pfx_run_read(const char *dir, char **model_path, char **device, pfx_dtype *dtype, int32_t *threads, pfx_error *err);
 /* The options that a run.json holds, to repeat its run elsewhere (--config). Strings live until pfx_free(*memory). */
 PFX_API pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, char **model_path, void **memory, pfx_error *err);
 /* Goes on with the run in `dir`. Of `changes` (may be NULL) only steps, epochs, patience, eval_every, save_every,

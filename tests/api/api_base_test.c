@@ -234,7 +234,7 @@ static void the_error_record_may_be_missing(void **state) {
   pfx_train_result result;
   pfx_train_options train = pfx_train_options_init(), from;
   pfx_request request = pfx_request_init();
-  char path[512], *text = root, *model_path = root;
+  char path[512], *text = root, *model_path = root, *device = root;
   void *memory = root;
   pfx_dtype dtype;
   int32_t threads, *ids;
@@ -245,7 +245,7 @@ static void the_error_record_may_be_missing(void **state) {
   assert_int_equal(pfx_tokenizer_open("nowhere", &tok, NULL), PFX_BAD_FILE);
   assert_int_equal(pfx_adapter_open("nowhere", &a, NULL), PFX_BAD_FILE);
   assert_int_equal(pfx_adapter_open(golden_path("llama_tied", "config.json", path), &a, NULL), PFX_BAD_FILE);
-  assert_int_equal(pfx_run_read("nowhere", &model_path, &dtype, &threads, NULL), PFX_BAD_FILE);
+  assert_int_equal(pfx_run_read("nowhere", &model_path, &device, &dtype, &threads, NULL), PFX_BAD_FILE);
   assert_int_equal(pfx_run_options("nowhere", &from, &text, &memory, NULL), PFX_BAD_FILE);
   assert_null(m);
   assert_null(tok);

@@ -153,12 +153,14 @@ static void a_run_reports_stops_and_goes_on(void **state) {
   same_adapter(in_root("whole"), in_root("stopped"));
 
   pfx_train_options repeated;
-  char *path = NULL, *recorded = NULL;
+  char *path = NULL, *device = NULL, *recorded = NULL;
   void *memory = NULL;
   pfx_dtype dtype;
   int32_t threads;
-  API_OK(pfx_run_read(o.out, &path, &dtype, &threads, &err));
+  API_OK(pfx_run_read(o.out, &path, &device, &dtype, &threads, &err));
   assert_string_equal(path, root);
+  assert_string_equal(device, "cpu");
+  pfx_free(device);
   assert_int_equal(dtype, PFX_DTYPE_F32);
   assert_int_equal(threads, 1);
   API_OK(pfx_run_options(in_root("whole/run.json"), &repeated, &recorded, &memory, &err));

@@ -195,7 +195,8 @@ int cublasLtMatmul(void *handle, void *desc, const void *alpha, const void *a, v
   for (int i = 0; i < 4; i++)
     if ((uintptr_t)pointers[i] % algo->data[1 + i]) return INVALID;
   if (c != out || c_layout != out_layout || workspace_bytes < algo->data[5]) return INVALID;
-  if (!holds(*la, a) || !holds(*lb, b) || !holds(*lc, out) || !px_emu::memory_holds(workspace, workspace_bytes)) {
+  if (!holds(*la, a) || !holds(*lb, b) || !holds(*lc, out) ||
+      (workspace_bytes && !px_emu::memory_holds(workspace, workspace_bytes))) {
     px_emu::enqueue(stream, "cublasLtMatmul", [] { px_emu::stick(cudaErrorIllegalAddress); });
     return SUCCESS;
   }
@@ -203,7 +204,7 @@ int cublasLtMatmul(void *handle, void *desc, const void *alpha, const void *a, v
   description d_copy = *d;
   layout la_copy = *la, lb_copy = *lb, lc_copy = *lc;
   px_emu::enqueue(stream, "cublasLtMatmul", [=] {
-    memset(workspace, 0xff, workspace_bytes < 4096 ? workspace_bytes : 4096);
+    if (workspace_bytes) memset(workspace, 0xff, workspace_bytes < 4096 ? workspace_bytes : 4096);
     multiply(d_copy, la_copy, a, lb_copy, b, alpha_value, beta_value, lc_copy, out);
   });
   return SUCCESS;

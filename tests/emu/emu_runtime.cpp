@@ -44,7 +44,7 @@ namespace {
 std::set<CUstream_st *> streams;
 CUstream_st *default_stream;
 cudaError_t last_error, sticky;
-std::set<void *> pinned;
+std::map<const char *, size_t> pinned; /* host memory: start, bytes */
 std::map<const void *, size_t> allowed;
 unsigned random_state;
 long calls;
@@ -78,6 +78,21 @@ void drain(F done) {
   memory_close();
 }
 
+cudaError_t finish(cudaStream_t stream) {
+  CUstream_st *s = stream_of(stream);
+  if (s->capture) return set_error(cudaErrorStreamCaptureUnsupported);
+  drain([s] { return s->queue.empty(); });
+  return sticky;
+}
+
+void finish_all() {
+  drain([] {
+    for (CUstream_st *s : streams)
+      if (!s->queue.empty()) return false;
+    return true;
+  });
+}
+
 void push(cudaStream_t stream, px_work w) {
   CUstream_st *s = stream_of(stream);
   if (s->capture)
@@ -90,7 +105,9 @@ void push(cudaStream_t stream, px_work w) {
 cudaError_t enter() {
   static const long fail_at = setting("PX_EMU_FAIL", 0);
   if (sticky != cudaSuccess) return last_error = sticky;
-  return ++calls == fail_at ? set_error(cudaErrorUnknown) : cudaSuccess;
+  if (++calls != fail_at) return cudaSuccess;
+  fprintf(stderr, "emulator: call %ld fails\n", calls); /* so that a test knows when it has failed them all */
+  return set_error(cudaErrorUnknown);
 }
 
 }  // namespace
@@ -247,11 +264,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int) {
 }
 cudaError_t cudaDeviceSynchronize(void) {
   ENTER();
-  drain([] {
-    for (CUstream_st *s : streams)
-      if (!s->queue.empty()) return false;
-    return true;
-  });
+  finish_all();
   return sticky;
 }
 
@@ -265,7 +278,7 @@ cudaError_t cudaMalloc(void **p, size_t bytes) {
 cudaError_t cudaFree(void *p) {
   ENTER();
   if (!p) return cudaSuccess;
-  cudaDeviceSynchronize();
+  finish_all();
   return memory_free(p) ? cudaSuccess : set_error(cudaErrorInvalidValue);
 }
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
@@ -278,21 +291,22 @@ cudaError_t cudaMallocHost(void **p, size_t bytes) {
   ENTER();
   *p = malloc(bytes ? bytes : 1);
   if (!*p) return set_error(cudaErrorMemoryAllocation);
-  pinned.insert(*p);
+  pinned[static_cast<char *>(*p)] = bytes;
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void *p) {
-  ENTER();
-  if (!p) return cudaSuccess;
-  if (!pinned.erase(p)) return set_error(cudaErrorInvalidValue);
-  cudaDeviceSynchronize();
+  cudaError_t code = enter();
+  if (!p) return code;
+  if (!pinned.erase(static_cast<char *>(p))) return set_error(cudaErrorInvalidValue);
+  finish_all();
   free(p);
-  return cudaSuccess;
+  return code;
 }
 
 static bool is_pinned(const void *p) {
-  auto next = pinned.upper_bound(const_cast<void *>(p));
-  return next != pinned.begin(); /* below some pinned block: good enough for who asks only of its own */
+  const char *at = static_cast<const char *>(p);
+  auto block = pinned.upper_bound(at);
+  return block != pinned.begin() && (--block, at < block->first + block->second);
 }
 
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream) {
@@ -309,7 +323,7 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
   } else {
     enqueue(stream, "copy", [=] { memmove(dst, src, bytes); });
   }
-  if (from_device && !to_device && !is_pinned(dst)) return cudaStreamSynchronize(stream);
+  if (from_device && !to_device && !is_pinned(dst)) return finish(stream); /* pageable: there when the call returns */
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t stream) {
@@ -329,18 +343,17 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   ENTER();
-  CUstream_st *s = stream_of(stream);
-  if (s->capture) return set_error(cudaErrorStreamCaptureUnsupported);
-  drain([s] { return s->queue.empty(); });
-  return sticky;
+  return finish(stream);
 }
+/* What it held is gone whatever it answers, as in the real one. */
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  ENTER();
+  cudaError_t code = enter();
   if (!stream) return set_error(cudaErrorInvalidValue);
-  cudaStreamSynchronize(stream);
+  CUstream_st *s = stream_of(stream);
+  drain([s] { return s->queue.empty(); });
   streams.erase(stream);
   delete stream;
-  return cudaSuccess;
+  return code;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
   ENTER();
@@ -348,10 +361,10 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  ENTER();
-  cudaDeviceSynchronize();
+  cudaError_t code = enter();
+  finish_all();
   delete event;
-  return cudaSuccess;
+  return code;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   ENTER();
@@ -404,14 +417,14 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  ENTER();
+  cudaError_t code = enter();
   delete graph;
-  return cudaSuccess;
+  return code;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
-  ENTER();
+  cudaError_t code = enter();
   delete graph;
-  return cudaSuccess;
+  return code;
 }
 
 }  // extern "C"

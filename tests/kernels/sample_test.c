@@ -104,7 +104,7 @@ static void draws_equal_a_sorted_float64_reference(void **state) {
   static const int32_t top_ks[] = {0, 1, 2, 5, 64, 100000};
   int undecided = 0, distinct = 0;
   int32_t before = -1;
-  enum { TRIALS = 3000, HISTORY = 9 };
+  enum { TRIALS = 3000 / SLOWER, HISTORY = 9 };
   float *z = malloc(70000 * sizeof *z);
   for (int trial = 0; trial < TRIALS; trial++) {
     int64_t vocab = vocabs[trial % 100 == 0 ? 5 : trial % 5];
@@ -186,7 +186,7 @@ static void the_penalty_draws_towards_what_is_less_likely(void **state) {
 static unsigned support(px_sample_row p) {
   const float z[] = {logf(0.3f), logf(0.1f), logf(0.4f), logf(0.2f)};
   unsigned seen = 0;
-  for (p.seed = 0; p.seed < 300; p.seed++) seen |= 1u << sample(p, z, 4);
+  for (p.seed = 0; p.seed < 300 / (SLOWER > 1 ? 4 : 1); p.seed++) seen |= 1u << sample(p, z, 4);
   return seen;
 }
 
@@ -237,7 +237,7 @@ static void equals_stand_by_id(void **state) {
     if (i == 2) p.top_k = 200, p.top_p = 2.5f / 200;
     if (i == 3) p.min_p = 1;
     int seen[300] = {0}, distinct = 0;
-    for (; p.position < 3000; p.position++) seen[sample(p, z, 300)]++;
+    for (; p.position < (i == 3 ? 3000 : 3000 / SLOWER); p.position++) seen[sample(p, z, 300)]++;
     for (int id = 0; id < 300; id++) distinct += seen[id] > 0;
     assert_int_equal(distinct, i == 3 ? 300 : 3);
     assert_true(seen[0] && seen[1] && seen[2]);
@@ -294,7 +294,7 @@ static void extremes(void **state) {
  * too well would not be independent. */
 static void shares_are_the_probabilities(void **state) {
   (void)state;
-  enum { VOCAB = 8, DRAWS = 40000 };
+  enum { VOCAB = 8, DRAWS = 40000 / SLOWER };
   const float z[VOCAB] = {0.3f, -1, 2, 0, 1.2f, -2.5f, 0.9f, 1.9f};
   static const double upper[] = {0, 10.83, 13.82, 16.27, 18.47, 20.52, 22.46, 24.32},
                       lower[] = {0, 1.6e-6, 0.002, 0.0243, 0.0908, 0.210, 0.381, 0.599};

@@ -15,6 +15,9 @@ static const double LOGITS = 2e-5; /* of the largest logit */
 static const double LOSS = 2e-6;   /* relative */
 static const double GRADS = 1e-5;  /* relative L2 */
 
+/* The device of the test that runs: NULL is the CPU. */
+static const char *device;
+
 /* Probes the case's rows and compares with tensors called prefix + name. */
 static void compare_model(const char *name, const char *model_folder, const char *model_file, const char *golden_file,
                           const char *adapter_name) {
@@ -27,8 +30,8 @@ static void compare_model(const char *name, const char *model_folder, const char
   int fd = mkstemp(out);
   assert_true(fd >= 0);
   close(fd);
-  ASSERT_OK(
-      px_model_open(golden_path(model_folder, model_file, path), &(px_model_options){.dtype = PX_F32}, &model, &err));
+  ASSERT_OK(px_model_open(golden_path(model_folder, model_file, path),
+                          &(px_model_options){.device = device, .dtype = PX_F32}, &model, &err));
   ASSERT_OK(px_safetensors_open(golden_path(name, golden_file, path), &golden, NULL, NULL, &err));
   golden_rows(&golden, &rows);
   if (adapter_name) ASSERT_OK(px_adapter_open(golden_path(name, adapter_name, path), &adapter, &err));
@@ -145,7 +148,8 @@ static void bfloat16_errs_at_most_twice_as_much_as_torch(void **state) {
     int fd = mkstemp(out);
     assert_true(fd >= 0);
     close(fd);
-    ASSERT_OK(px_model_open(golden_path(cases[i], "", path), &(px_model_options){.dtype = PX_BF16}, &model, &err));
+    ASSERT_OK(px_model_open(golden_path(cases[i], "", path), &(px_model_options){.device = device, .dtype = PX_BF16},
+                            &model, &err));
     ASSERT_OK(
         px_safetensors_open(golden_path(cases[i], "golden.safetensors", path), &golden, &meta, &meta_count, &err));
     golden_rows(&golden, &rows);
@@ -192,6 +196,14 @@ static void quantised_blocks_are_exact(void **state) {
   px_gguf_close(&gguf);
 }
 
+#ifdef PX_TEST_HAS_CUDA
+static int to_cuda(void **state) {
+  (void)state;
+  device = "cuda";
+  return 0;
+}
+#endif
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(frozen_models_equal_transformers),
@@ -203,5 +215,9 @@ int main(void) {
       cmocka_unit_test(bfloat16_errs_at_most_twice_as_much_as_torch),
       cmocka_unit_test(quantised_blocks_are_exact),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  int failed = cmocka_run_group_tests(tests, NULL, NULL);
+#ifdef PX_TEST_HAS_CUDA
+  failed += cmocka_run_group_tests(tests, to_cuda, NULL);
+#endif
+  return failed;
 }

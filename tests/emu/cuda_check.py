@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""--device cuda over the emulated device: training, resuming, evaluating and generating, against --device cpu; other
+orders of threads, blocks and streams; devices and drivers that do not fit; every call of the runtime failing once."""
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../cli"))
+import command  # noqa: E402
+from command import GOLDEN, add_tokenizer, copy_model, files, id_rows, metrics, read, write_rows  # noqa: E402
+
+SMALL = ("--dtype", "f32", "--threads", "1", "--quiet")
+
+
+def emulated(**settings):
+    return dict(os.environ, **{f"PX_EMU_{name.upper()}": str(value) for name, value in settings.items()})
+
+
+class Cuda(command.CommandTest):
+    def setUp(self):
+        super().setUp()
+        copy_model("llama_tied")
+        self.vocab = json.loads(read("model/config.json"))["vocab_size"]
+        write_rows("rows.jsonl", id_rows(24, self.vocab))
+
+    def train(self, *more, out="run", device="cuda", tune="prefix:2", **how):
+        return self.pfx("train", "--model", "model", "--data", "rows.jsonl", "--device", device, *SMALL, "--out", out, "--tune",
+                        *tune.split(), *more, **how)
+
+    def same_result(self, run, other):
+        self.assertEqual(files(run), files(other))
+        for name in files(run):
+            if name not in ("run.json", "metrics.jsonl"):
+                self.assertEqual(read(f"{run}/{name}"), read(f"{other}/{name}"), name)
+        self.assertEqual(metrics(run), metrics(other))
+
+
+class Training(Cuda):
+    def test_as_on_the_cpu(self):
+        for tune in ("prefix:2", "prefix:2 --reparam 8", "prefix:3 --prefix-dropout 0.2 --accumulate 2"):
+            with self.subTest(tune):
+                self.train("--steps", "8", out="gpu", device="cuda:0", tune=tune)
+                self.train("--steps", "8", out="cpu", device="cpu", tune=tune)
+                for here, there in zip(metrics("gpu"), metrics("cpu"), strict=True):
+                    self.assertAlmostEqual(here["loss"], there["loss"], delta=2e-5 * there["loss"])
+                    self.assertAlmostEqual(here["grad_norm"], there["grad_norm"], delta=1e-3 * there["grad_norm"])
+                for folder in ("gpu", "cpu"):
+                    command.shutil.rmtree(folder)
+
+    def test_stopped_and_resumed(self):
+        self.train("--steps", "20", "--save-every", "5", out="whole")
+        self.train("--steps", "20", "--save-every", "5", "--stop-after", "10", out="parts")
+        self.pfx("train", "--resume", "parts", "--quiet")
+        self.same_result("whole", "parts")
+        losses = [line["loss"] for line in metrics("whole")]
+        self.assertLess(sum(losses[-5:]), sum(losses[:5]))
+
+    def test_any_order_of_threads(self):
+        self.train("--steps", "4", out="plain")
+        for seed in range(1, 11):
+            with self.subTest(seed=seed):
+                self.train("--steps", "4", out=f"run{seed}", env=emulated(seed=seed))
+                self.same_result("plain", f"run{seed}")
+
+    def test_where_cublaslt_refuses(self):
+        self.train("--steps", "3", out="usual")
+        self.train("--steps", "3", out="refused", env=emulated(refuse=1))
+        for here, there in zip(metrics("refused"), metrics("usual"), strict=True):
+            self.assertAlmostEqual(here["loss"], there["loss"], delta=2e-5 * there["loss"])
+
+    def test_more_shared_memory(self):
+        self.train("--steps", "3", out="usual")
+        for size in (163, 227):
+            self.train("--steps", "3", out=f"kb{size}", env=emulated(shared_kb=size))
+            self.same_result("usual", f"kb{size}")
+
+
+class Using(Cuda):
+    def test_eval(self):
+        args = ("eval", "--model", "model", "--data", "rows.jsonl", "--adapter", f"{GOLDEN}/llama_tied/adapter", "--force",
+                "--dtype", "f32", "--json", "--quiet")
+        gpu, cpu = ([json.loads(line) for line in self.pfx(*args, "--device", device)[0].splitlines()]
+                    for device in ("cuda", "cpu"))
+        self.assertEqual(len(gpu), 2)
+        for here, there in zip(gpu, cpu, strict=True):
+            self.assertAlmostEqual(here["loss"], there["loss"], delta=2e-6 * there["loss"])
+
+    def test_generate(self):
+        add_tokenizer("model", self.vocab)
+        write_rows("prompts.jsonl", [{"prompt": command.ids_text([40 + 3 * i, 50 + i, 60 + i][:1 + i % 3])} for i in range(9)])
+        for more in ((), ("--temperature", "0.8", "--seed", "3"), ("--temperature", "0.9", "--top-k", "9", "--top-p", "0.9"),
+                     ("--temperature", "1", "--min-p", "0.02"), ("--repetition-penalty", "1.3")):
+            with self.subTest(more):
+                args = ("generate", "--model", "model", "--prompts", "prompts.jsonl", "--max-tokens", "12", "--dtype", "f32",
+                        "--adapter", f"{GOLDEN}/llama_tied/adapter", "--force", "--quiet", *more)
+                gpu, cpu = (self.pfx(*args, "--device", device)[0] for device in ("cuda", "cpu"))
+                self.assertEqual(gpu, cpu)
+                self.assertEqual(self.pfx(*args, "--device", "cuda", env=emulated(seed=5))[0], gpu)
+
+
+class Failing(Cuda):
+    def refused_with(self, code, message, device="cuda", **settings):
+        self.refused(["eval", "--model", "model", "--data", "rows.jsonl", "--device", device], code, message,
+                     env=emulated(**settings))
+
+    def test_devices(self):
+        self.refused_with(5, "no NVIDIA driver is loaded on this machine; use --device cpu, or install one", driver=0)
+        out, err = self.pfx("eval", "--model", "model", "--data", "rows.jsonl", "--device", "cuda", code=5,
+                            env=emulated(driver=12040))
+        self.assertRegex(err, r"^pfx: the NVIDIA driver speaks CUDA 12\.4 and this build needs 1\d\.\d: install a newer driver, or "
+                              r"use --device cpu\n$")
+        self.refused_with(5, "no CUDA device was found (no CUDA-capable device is detected); use --device cpu", devices=0)
+        self.refused_with(5, "there is no device cuda:3: this machine has 1, from cuda:0 on", device="cuda:3")
+        self.refused_with(5, "device cuda:0 has compute capability 7.5; 8.0 (Ampere) is the oldest that pfx runs on",
+                          capability=75)
+        self.refused_with(2, 'device "cuda:x" is not known: cpu, cuda, or cuda:N for the Nth GPU', device="cuda:x")
+
+    def test_out_of_memory(self):
+        out, err = self.train("--steps", "2", code=5, env=emulated(memory_mb=1))
+        self.assertRegex(err, r"^pfx: cuda backend: cannot allocate \d+\.\d MB \(\d+\.\d MB are in use\)\n$")
+
+    def test_every_call_fails_once(self):
+        """No crash, no leak (the sanitizer looks), a message of one line, no half-written file."""
+        self.train("--steps", "2", out="good")
+        number = 1
+        while True:
+            done = command.subprocess.run(
+                [command.PFX, "train", "--model", "model", "--data", "rows.jsonl", "--device", "cuda", *SMALL, "--tune", "prefix:2", "--steps", "2",
+                 "--out", f"run{number}"], env=emulated(fail=number), capture_output=True, text=True, timeout=300)
+            failed, _, err = done.stderr.partition(f"emulator: call {number} fails\n")
+            if not _:
+                self.assertEqual((done.returncode, failed), (0, ""))
+                break
+            if done.returncode == 0:  # what it asked for can be missed, a workspace say
+                self.assertEqual(failed + err, "", f"call {number}")
+                self.assertEqual(read(f"run{number}/adapter_model.safetensors"), read("good/adapter_model.safetensors"))
+            else:
+                self.assertIn(done.returncode, (1, 5), f"call {number}: {done.stderr}")
+                self.assertRegex(failed + err, r"\Apfx: [^\n]+\n\Z", f"call {number}")
+            if os.path.exists(f"run{number}"):
+                self.assertEqual([name for name in files(f"run{number}") if "tmp" in name], [])
+            step = 1 if number < 60 else 1 + number // 20
+            number += step
+        self.assertGreater(number, 200)
+
+
+if __name__ == "__main__":
+    command.main()
