@@ -25,24 +25,19 @@ void pfx_adapter_close(pfx_adapter *adapter) {
 void pfx_adapter_info_get(const pfx_adapter *adapter, pfx_adapter_info *info) {
   const px_adapter *a = adapter->adapter;
   const px_adapter_folder *f = &a->folder;
-  *info = (pfx_adapter_info){.path = a->path,
-                             .kind = f->config.peft_type,
-                             .virtual_tokens = a->tokens,
-                             .layers = (int32_t)f->config.layers,
-                             .kv_heads = (int32_t)f->config.heads,
-                             .head_dim = (int32_t)(f->config.token_dim / f->config.heads),
-                             .base_model = f->config.base_model,
-                             .base = px_meta_get(f->metadata, f->metadata_count, "pfx.base"),
+  *info = (pfx_adapter_info){.path = a->path, .kind = f->config.peft_type, .virtual_tokens = a->tokens, .layers = (int32_t)f->config.layers,
+                             .kv_heads = (int32_t)f->config.heads, .head_dim = (int32_t)(f->config.token_dim / f->config.heads),
+                             .base_model = f->config.base_model, .base = px_meta_get(f->metadata, f->metadata_count, "pfx.base"),
                              .arch = px_meta_get(f->metadata, f->metadata_count, "pfx.arch"),
                              .training = px_meta_get(f->metadata, f->metadata_count, "pfx.training")};
 }
 
-pfx_status pfx_adapter_check(const pfx_adapter *adapter, const pfx_model *model, const pfx_tokenizer *tokenizer,
-                             bool force, pfx_fit *fit, char **warning, pfx_error *err) {
+pfx_status pfx_adapter_check(const pfx_adapter *adapter, const pfx_model *model, const pfx_tokenizer *tokenizer, bool force, pfx_fit *fit,
+                             char **warning, pfx_error *err) {
   px_fit inner = PX_FIT_UNVERIFIED;
   px_buf text = {0};
-  px_status status = px_adapter_fits(adapter->adapter, model->model, tokenizer ? tokenizer->tok : NULL, force, &inner,
-                                     warning ? &text : NULL, px_api_error(err));
+  px_status status = px_adapter_fits(adapter->adapter, model->model, tokenizer ? tokenizer->tok : NULL, force, &inner, warning ? &text : NULL,
+                                     px_api_error(err));
   *fit = (pfx_fit)inner;
   if (warning) *warning = text.data;
   return px_api_status(status);
@@ -55,8 +50,7 @@ static void put(void *base, pfx_kv_type type, int64_t at, float value) {
     ((uint16_t *)base)[at] = type == PFX_KV_BF16 ? px_f32_to_bf16(value) : px_f32_to_f16(value);
 }
 
-pfx_status pfx_adapter_write_kv(const pfx_adapter *adapter, int32_t layer, const pfx_kv_target *target, void *stream,
-                                pfx_error *err) {
+pfx_status pfx_adapter_write_kv(const pfx_adapter *adapter, int32_t layer, const pfx_kv_target *target, void *stream, pfx_error *err) {
   pfx_kv_target t = pfx_kv_target_init();
   if (px_api_options(&t, sizeof t, target, "pfx_kv_target", err) != PFX_OK) return PFX_INVALID;
   const px_adapter *a = adapter->adapter;
@@ -64,21 +58,15 @@ pfx_status pfx_adapter_write_kv(const pfx_adapter *adapter, int32_t layer, const
   int64_t dim = c->token_dim / c->heads, slices = 2 * c->layers;
   px_error *e = px_api_error(err);
   if (stream) return px_api_status(px_fail(e, PX_INVALID, "stream must be NULL on the CPU"));
-  if (layer < 0 || layer >= c->layers)
-    return px_api_status(
-        px_fail(e, PX_INVALID, "layer %d is out of range (0 to %lld)", layer, (long long)c->layers - 1));
+  if (layer < 0 || layer >= c->layers) return px_api_status(px_fail(e, PX_INVALID, "layer %d is out of range (0 to %lld)", layer, (long long)c->layers - 1));
   if (!t.k || !t.v) return px_api_status(px_fail(e, PX_INVALID, "the target has no memory for keys or values"));
-  if (t.type > PFX_KV_BF16 || t.rotary > PFX_ROTARY_INTERLEAVED)
-    return px_api_status(px_fail(e, PX_INVALID, "the target's type or rotary layout is not known"));
+  if (t.type > PFX_KV_BF16 || t.rotary > PFX_ROTARY_INTERLEAVED) return px_api_status(px_fail(e, PX_INVALID, "the target's type or rotary layout is not known"));
   if (t.first_head < 0 || t.head_count < 1 || (int64_t)t.first_head + t.head_count > c->heads)
-    return px_api_status(px_fail(e, PX_INVALID, "%d heads from head %d on are out of range (the prefix has %lld)",
-                                 t.head_count, t.first_head, (long long)c->heads));
-  if (t.block_table && t.block_tokens < 1)
-    return px_api_status(px_fail(e, PX_INVALID, "a block table needs block_tokens"));
+    return px_api_status(px_fail(e, PX_INVALID, "%d heads from head %d on are out of range (the prefix has %lld)", t.head_count, t.first_head,
+                                 (long long)c->heads));
+  if (t.block_table && t.block_tokens < 1) return px_api_status(px_fail(e, PX_INVALID, "a block table needs block_tokens"));
   for (int64_t token = 0; token < a->tokens; token++) {
-    int64_t slot = t.block_table
-                       ? (int64_t)t.block_table[token / t.block_tokens] * t.block_tokens + token % t.block_tokens
-                       : token;
+    int64_t slot = t.block_table ? (int64_t)t.block_table[token / t.block_tokens] * t.block_tokens + token % t.block_tokens : token;
     for (int64_t h = 0; h < t.head_count; h++)
       for (int64_t d = 0; d < dim; d++) {
         /* Position d of the target is dimension `from` of the halves layout; values are not rotated. */

@@ -10,8 +10,8 @@ struct pfx_generator {
   const px_tokenizer *tok;
 };
 
-pfx_status pfx_generator_create(const pfx_model *model, const pfx_tokenizer *tokenizer,
-                                const pfx_generator_options *options, pfx_generator **generator, pfx_error *err) {
+pfx_status pfx_generator_create(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_generator_options *options,
+                                pfx_generator **generator, pfx_error *err) {
   pfx_generator_options o = pfx_generator_options_init();
   *generator = NULL;
   if (px_api_options(&o, sizeof o, options, "pfx_generator_options", err) != PFX_OK) return PFX_INVALID;
@@ -19,8 +19,7 @@ pfx_status pfx_generator_create(const pfx_model *model, const pfx_tokenizer *tok
   if (!g) return px_api_status(px_fail(px_api_error(err), PX_NO_MEMORY, "no memory"));
   g->model = model->model;
   g->tok = tokenizer ? tokenizer->tok : NULL;
-  px_generator_options inner = {
-      .max_rows = o.max_rows, .cache_bytes = o.cache_bytes, .log = px_api_log(o.log, o.log_user)};
+  px_generator_options inner = {.max_rows = o.max_rows, .cache_bytes = o.cache_bytes, .log = px_api_log(o.log, o.log_user)};
   px_status status = px_generator_open(g->model, g->tok, &inner, &g->generator, px_api_error(err));
   if (status != PX_OK) {
     free(g);
@@ -36,8 +35,7 @@ void pfx_generator_destroy(pfx_generator *generator) {
   free(generator);
 }
 
-pfx_status pfx_generator_add_adapter(pfx_generator *generator, const pfx_adapter *adapter, int32_t *id,
-                                     pfx_error *err) {
+pfx_status pfx_generator_add_adapter(pfx_generator *generator, const pfx_adapter *adapter, int32_t *id, pfx_error *err) {
   return px_api_status(px_generator_add_adapter(generator->generator, adapter->adapter, id, px_api_error(err)));
 }
 
@@ -50,34 +48,21 @@ pfx_status pfx_generator_add(pfx_generator *g, const pfx_request *request, pfx_e
   px_error *e = px_api_error(err);
   px_ids ids = {0};
   /* Inside, zero stands for the default; here _init has written that, and zero means zero. */
-  if (r.max_tokens < 1)
-    return px_api_status(px_fail(e, PX_INVALID, "max_tokens is %d, must be at least 1", r.max_tokens));
+  if (r.max_tokens < 1) return px_api_status(px_fail(e, PX_INVALID, "max_tokens is %d, must be at least 1", r.max_tokens));
   if (r.top_p == 0) r.top_p = -1;
   if (r.repetition_penalty == 0) r.repetition_penalty = -1;
-  px_request inner = {.ids = r.ids,
-                      .count = r.id_count,
-                      .adapter = r.adapter,
-                      .row = r.row,
-                      .user = r.user,
-                      .text = (inner_text_fn)r.text,
-                      .sampling = {.max_tokens = r.max_tokens,
-                                   .temperature = r.temperature,
-                                   .top_p = r.top_p,
-                                   .min_p = r.min_p,
-                                   .repetition_penalty = r.repetition_penalty,
-                                   .top_k = r.top_k,
-                                   .seed = r.seed,
-                                   .stop = r.stop,
+  px_request inner = {.ids = r.ids, .count = r.id_count, .adapter = r.adapter, .row = r.row, .user = r.user, .text = (inner_text_fn)r.text,
+                      .sampling = {.max_tokens = r.max_tokens, .temperature = r.temperature, .top_p = r.top_p, .min_p = r.min_p,
+                                   .repetition_penalty = r.repetition_penalty, .top_k = r.top_k, .seed = r.seed, .stop = r.stop,
                                    .stop_count = r.stop_count}};
   px_status status = PX_OK;
   if (r.prompt) {
     px_row_options rows;
-    if (!g->tok)
-      return px_api_status(px_fail(e, PX_INVALID, "a text prompt needs a tokenizer, and the model has none"));
+    if (!g->tok) return px_api_status(px_fail(e, PX_INVALID, "a text prompt needs a tokenizer, and the model has none"));
     pfx_data_options data = {.no_bos = r.no_bos, .chat_template = r.chat_template};
     status = px_api_row_options(&data, g->tok, px_model_config(g->model), &rows, e);
-    if (status == PX_OK && r.chat && rows.chat == PX_TEMPLATE_NONE &&
-        (status = px_template_detect(g->tok, &rows.chat, e)) == PX_OK && rows.chat == PX_TEMPLATE_NONE)
+    if (status == PX_OK && r.chat && rows.chat == PX_TEMPLATE_NONE && (status = px_template_detect(g->tok, &rows.chat, e)) == PX_OK &&
+        rows.chat == PX_TEMPLATE_NONE)
       status = px_fail(e, PX_INVALID, "the model has no chat template: name one with --template");
     if (status == PX_OK) status = px_prompt_ids(g->tok, &rows, r.prompt, r.chat, &ids, e);
     inner.ids = ids.data;

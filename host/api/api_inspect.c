@@ -7,13 +7,9 @@
 #include "text/rows.h"
 #include "train/trainer.h"
 
-static char *in_folder(px_arena *arena, const char *path, const char *name) {
-  return px_arena_printf(arena, "%s/%s", path, name);
-}
+static char *in_folder(px_arena *arena, const char *path, const char *name) { return px_arena_printf(arena, "%s/%s", path, name); }
 
-static void set_text(json_t *o, const char *key, const char *value) {
-  json_object_set_new(o, key, value ? json_string(value) : json_null());
-}
+static void set_text(json_t *o, const char *key, const char *value) { json_object_set_new(o, key, value ? json_string(value) : json_null()); }
 static void set_int(json_t *o, const char *key, int64_t value) { json_object_set_new(o, key, json_integer(value)); }
 
 static px_status of_model(const char *path, bool verify, json_t *o, px_error *err) {
@@ -67,10 +63,7 @@ static void add_tokenizer(const char *path, json_t *o) {
   set_int(o, "begin_token", i->bos);
   set_int(o, "end_token", i->eos);
   json_object_set_new(o, "rows_begin_with_begin_token", json_boolean(i->add_bos));
-  set_text(o, "chat_template",
-           !i->chat_template                               ? "none"
-           : px_template_detect(tok, &chat, NULL) == PX_OK ? px_template_name(chat)
-                                                           : "unknown");
+  set_text(o, "chat_template", !i->chat_template ? "none" : px_template_detect(tok, &chat, NULL) == PX_OK ? px_template_name(chat) : "unknown");
   set_text(o, "tokenizer_digest", i->digest);
   px_tokenizer_close(tok);
 }
@@ -86,14 +79,12 @@ static px_status of_adapter(const char *path, json_t *o, px_error *err) {
   set_int(o, "kv_heads", f->config.heads);
   set_int(o, "head_dim", f->config.token_dim / f->config.heads);
   set_text(o, "base_model", f->config.base_model);
-  const char *const keys[] = {"pfx.arch",          "pfx.base",   "pfx.tokenizer", "pfx.template",
-                              "pfx.position_mode", "pfx.window", "pfx.version",   "pfx.training"};
+  const char *const keys[] = {"pfx.arch", "pfx.base", "pfx.tokenizer", "pfx.template", "pfx.position_mode", "pfx.window", "pfx.version", "pfx.training"};
   for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
     const char *value = px_meta_get(f->metadata, f->metadata_count, keys[i]);
     if (value) set_text(o, keys[i], value);
   }
-  if (!px_meta_get(f->metadata, f->metadata_count, "pfx.base"))
-    set_text(o, "fingerprint", "none: not made by pfx, or with --no-fingerprint");
+  if (!px_meta_get(f->metadata, f->metadata_count, "pfx.base")) set_text(o, "fingerprint", "none: not made by pfx, or with --no-fingerprint");
   px_adapter_close(a);
   return PX_OK;
 }
@@ -124,8 +115,7 @@ static px_status of_run(const char *path, px_arena *arena, json_t *o, px_error *
   PX_TRY(px_safetensors_open(state, &list, &meta, &count, err));
   const char *step = px_meta_get(meta, count, "step"), *best = px_meta_get(meta, count, "best_valid_loss");
   set_int(o, "step", step ? strtoll(step, NULL, 10) : 0);
-  if (best && strtod(best, NULL) == strtod(best, NULL))
-    json_object_set_new(o, "best_valid_loss", json_real(strtod(best, NULL)));
+  if (best && strtod(best, NULL) == strtod(best, NULL)) json_object_set_new(o, "best_valid_loss", json_real(strtod(best, NULL)));
   px_tensor_list_close(&list);
   return PX_OK;
 }
@@ -135,9 +125,7 @@ static const char *row_kind(const char *row, size_t bytes) {
   static const char *const keys[] = {"ids", "messages", "text", "completion", "prompt"};
   static const char *const kinds[] = {"ids and labels", "messages", "text", "prompt and completion", "prompt"};
   json_t *object = json_loadb(row, bytes, 0, NULL);
-  const char *kind = json_is_object(object)        ? "unknown"
-                     : memmem(row, bytes, "||", 2) ? "source||target"
-                                                   : "a prompt a line";
+  const char *kind = json_is_object(object) ? "unknown" : memmem(row, bytes, "||", 2) ? "source||target" : "a prompt a line";
   for (size_t i = sizeof keys / sizeof *keys; i-- > 0;)
     if (json_object_get(object, keys[i])) kind = kinds[i];
   json_decref(object);
@@ -204,8 +192,7 @@ static px_status look(const char *path, bool verify, px_arena *arena, json_t *o,
   px_status status = px_tokenizer_open(path, &tok, err);
   px_tokenizer_close(tok);
   if (status != PX_OK && px_file_is_dir(path))
-    return px_fail(err, PX_BAD_FILE,
-                   "%s holds no model (config.json), adapter (adapter_config.json), run (run.json) or tokenizer", path);
+    return px_fail(err, PX_BAD_FILE, "%s holds no model (config.json), adapter (adapter_config.json), run (run.json) or tokenizer", path);
   PX_TRY(status);
   set_text(o, "holds", "tokenizer");
   add_tokenizer(path, o);
@@ -234,8 +221,7 @@ pfx_status pfx_inspect_wait(const char *path, bool json, bool verify, char **tex
   px_buf out = {0};
   json_t *o = json_object();
   *text = NULL;
-  px_status status =
-      o ? look(path, verify, &arena, o, px_api_error(err)) : px_fail(px_api_error(err), PX_NO_MEMORY, "no memory");
+  px_status status = o ? look(path, verify, &arena, o, px_api_error(err)) : px_fail(px_api_error(err), PX_NO_MEMORY, "no memory");
   if (status == PX_OK && json) {
     char *dump = json_dumps(o, JSON_PRESERVE_ORDER);
     px_buf_puts(&out, dump ? dump : "");

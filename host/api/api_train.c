@@ -17,18 +17,9 @@ struct pfx_trainer {
 
 static void report(void *user, const px_progress *p) {
   const pfx_trainer *t = user;
-  pfx_progress out = {.step = p->step,
-                      .steps = p->steps,
-                      .loss = p->loss,
-                      .lr = p->lr,
-                      .grad_norm = p->grad_norm,
-                      .tokens_per_s = p->tokens_per_s,
-                      .eta_seconds = p->eta_seconds,
-                      .seconds = p->seconds,
-                      .valid_loss = p->valid_loss,
-                      .best_valid_loss = p->best_valid_loss,
-                      .tokens = p->tokens,
-                      .peak_bytes = p->peak_bytes};
+  pfx_progress out = {.step = p->step, .steps = p->steps, .loss = p->loss, .lr = p->lr, .grad_norm = p->grad_norm,
+                      .tokens_per_s = p->tokens_per_s, .eta_seconds = p->eta_seconds, .seconds = p->seconds, .valid_loss = p->valid_loss,
+                      .best_valid_loss = p->best_valid_loss, .tokens = p->tokens, .peak_bytes = p->peak_bytes};
   if (t->callbacks.progress) t->callbacks.progress(t->callbacks.user, &out);
 }
 
@@ -41,40 +32,18 @@ static const char *copy(pfx_trainer *t, const char *text) { return text ? px_are
 
 static px_status convert(pfx_trainer *t, const pfx_train_options *o, px_error *err) {
   px_train_options *p = &t->options;
-  *p = (px_train_options){.model_path = copy(t, t->model->source.path),
-                          .data = copy(t, o->data),
-                          .valid = copy(t, o->valid),
-                          .out = copy(t, o->out),
-                          .tune = copy(t, o->tune),
-                          .init = copy(t, o->init),
-                          .reparam = o->reparam,
-                          .steps = o->steps,
-                          .epochs = o->epochs,
-                          .stop_after = o->stop_after,
-                          .max_seconds = o->max_seconds,
-                          .lr = o->lr,
-                          .warmup = o->warmup,
-                          .schedule = (px_schedule)o->schedule,
-                          .batch_rows = o->batch_rows,
-                          .batch_tokens = o->batch_tokens,
-                          .accumulate = o->accumulate,
-                          .beta1 = o->beta1,
-                          .beta2 = o->beta2,
-                          .eps = o->eps,
-                          .weight_decay = o->weight_decay,
-                          .clip = o->clip,
-                          .eval_every = o->eval_every,
-                          .save_every = o->save_every,
-                          .patience = o->patience,
-                          .prefix_dropout = o->prefix_dropout,
-                          .no_fingerprint = o->no_fingerprint,
-                          .force = o->force,
-                          .seed = o->seed};
+  *p = (px_train_options){.model_path = copy(t, t->model->source.path), .data = copy(t, o->data), .valid = copy(t, o->valid),
+                          .out = copy(t, o->out), .tune = copy(t, o->tune), .init = copy(t, o->init), .reparam = o->reparam,
+                          .steps = o->steps, .epochs = o->epochs, .stop_after = o->stop_after, .max_seconds = o->max_seconds, .lr = o->lr,
+                          .warmup = o->warmup, .schedule = (px_schedule)o->schedule, .batch_rows = o->batch_rows,
+                          .batch_tokens = o->batch_tokens, .accumulate = o->accumulate, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps,
+                          .weight_decay = o->weight_decay, .clip = o->clip, .eval_every = o->eval_every, .save_every = o->save_every,
+                          .patience = o->patience, .prefix_dropout = o->prefix_dropout, .no_fingerprint = o->no_fingerprint,
+                          .force = o->force, .seed = o->seed};
   return px_api_row_options(&o->rows, t->tok, px_model_config(t->model), &p->rows, err);
 }
 
-static pfx_trainer *new_trainer(const pfx_model *model, const pfx_tokenizer *tokenizer,
-                                const pfx_train_options *callbacks) {
+static pfx_trainer *new_trainer(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_train_options *callbacks) {
   pfx_trainer *t = px_calloc(1, sizeof *t);
   if (!t) return NULL;
   t->model = model->model;
@@ -85,23 +54,19 @@ static pfx_trainer *new_trainer(const pfx_model *model, const pfx_tokenizer *tok
 
 /* Inside, zero stands for the default; here _init has written that, and zero means zero. */
 static px_status check(const pfx_train_options *o, px_error *err) {
-  if (o->steps == 0 && o->epochs == 0)
-    return px_fail(err, PX_INVALID, "--steps 0 and --epochs 0: there is nothing to do");
-  if (o->clip == 0)
-    return px_fail(err, PX_INVALID, "--clip 0 would leave nothing of a gradient: -1 turns clipping off");
+  if (o->steps == 0 && o->epochs == 0) return px_fail(err, PX_INVALID, "--steps 0 and --epochs 0: there is nothing to do");
+  if (o->clip == 0) return px_fail(err, PX_INVALID, "--clip 0 would leave nothing of a gradient: -1 turns clipping off");
   if (o->accumulate < 1) return px_fail(err, PX_INVALID, "--accumulate must be at least 1");
   if (o->batch_rows < 0 || o->batch_tokens < 0 || o->reparam < 0 || o->stop_after < 0 || o->patience < 0)
-    return px_fail(err, PX_INVALID,
-                   "--batch-rows, --batch-tokens, --reparam, --stop-after and --patience must not be negative");
-  if ((unsigned)o->schedule > PFX_SCHEDULE_CONSTANT)
-    return px_fail(err, PX_INVALID, "schedule %d is not known", (int)o->schedule);
+    return px_fail(err, PX_INVALID, "--batch-rows, --batch-tokens, --reparam, --stop-after and --patience must not be negative");
+  if ((unsigned)o->schedule > PFX_SCHEDULE_CONSTANT) return px_fail(err, PX_INVALID, "schedule %d is not known", (int)o->schedule);
   if (!(o->beta1 > 0 && o->beta1 < 1 && o->beta2 > 0 && o->beta2 < 1 && o->eps > 0))
     return px_fail(err, PX_INVALID, "beta1 and beta2 must be in (0, 1), eps positive");
   return PX_OK;
 }
 
-pfx_status pfx_trainer_create(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_train_options *options,
-                              pfx_trainer **trainer, pfx_error *err) {
+pfx_status pfx_trainer_create(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_train_options *options, pfx_trainer **trainer,
+                              pfx_error *err) {
   pfx_train_options o = pfx_train_options_init();
   *trainer = NULL;
   if (px_api_options(&o, sizeof o, options, "pfx_train_options", err) != PFX_OK) return PFX_INVALID;
@@ -117,8 +82,8 @@ pfx_status pfx_trainer_create(const pfx_model *model, const pfx_tokenizer *token
   return PFX_OK;
 }
 
-pfx_status pfx_trainer_resume(const pfx_model *model, const pfx_tokenizer *tokenizer, const char *dir,
-                              const pfx_train_options *changes, pfx_trainer **trainer, pfx_error *err) {
+pfx_status pfx_trainer_resume(const pfx_model *model, const pfx_tokenizer *tokenizer, const char *dir, const pfx_train_options *changes,
+                              pfx_trainer **trainer, pfx_error *err) {
   pfx_train_options o;
   memset(&o, 0, sizeof o);
   *trainer = NULL;
@@ -128,37 +93,20 @@ pfx_status pfx_trainer_resume(const pfx_model *model, const pfx_tokenizer *token
     pfx_trainer_destroy(t);
     return px_api_status(px_fail(px_api_error(err), PX_NO_MEMORY, "no memory"));
   }
-  t->changes = (px_resume_changes){.steps = o.steps,
-                                   .eval_every = o.eval_every,
-                                   .save_every = o.save_every,
-                                   .stop_after = o.stop_after,
-                                   .epochs = o.epochs,
-                                   .max_seconds = o.max_seconds,
-                                   .patience = o.patience};
+  t->changes = (px_resume_changes){.steps = o.steps, .eval_every = o.eval_every, .save_every = o.save_every, .stop_after = o.stop_after,
+                                   .epochs = o.epochs, .max_seconds = o.max_seconds, .patience = o.patience};
   *trainer = t;
   return PFX_OK;
 }
 
 pfx_status pfx_trainer_run_wait(pfx_trainer *t, pfx_train_result *result, pfx_error *err) {
-  px_train_callbacks calls = {.progress = report,
-                              .cancelled = cancelled,
-                              .user = t,
-                              .log = px_api_log(t->callbacks.log, t->callbacks.log_user)};
+  px_train_callbacks calls = {.progress = report, .cancelled = cancelled, .user = t, .log = px_api_log(t->callbacks.log, t->callbacks.log_user)};
   px_train_result r;
-  px_status status = t->resume_dir
-                         ? px_train_resume(t->model, t->tok, t->resume_dir, &t->changes, &calls, &r, px_api_error(err))
-                         : px_train_run(t->model, t->tok, &t->options, &calls, &r, px_api_error(err));
-  *result = (pfx_train_result){.step = r.step,
-                               .steps = r.steps,
-                               .best_step = r.best_step,
-                               .first_valid_loss = r.first_valid_loss,
-                               .best_valid_loss = r.best_valid_loss,
-                               .last_valid_loss = r.last_valid_loss,
-                               .last_loss = r.last_loss,
-                               .seconds = r.seconds,
-                               .tokens_per_s = r.tokens_per_s,
-                               .peak_bytes = r.peak_bytes,
-                               .finished = r.finished,
+  px_status status = t->resume_dir ? px_train_resume(t->model, t->tok, t->resume_dir, &t->changes, &calls, &r, px_api_error(err))
+                                   : px_train_run(t->model, t->tok, &t->options, &calls, &r, px_api_error(err));
+  *result = (pfx_train_result){.step = r.step, .steps = r.steps, .best_step = r.best_step, .first_valid_loss = r.first_valid_loss,
+                               .best_valid_loss = r.best_valid_loss, .last_valid_loss = r.last_valid_loss, .last_loss = r.last_loss,
+                               .seconds = r.seconds, .tokens_per_s = r.tokens_per_s, .peak_bytes = r.peak_bytes, .finished = r.finished,
                                .early_stopped = r.early_stopped};
   return px_api_status(status);
 }
@@ -170,8 +118,7 @@ void pfx_trainer_destroy(pfx_trainer *t) {
   free(t);
 }
 
-pfx_status pfx_run_read(const char *dir, char **model_path, char **device, pfx_dtype *dtype, int32_t *threads,
-                        pfx_error *err) {
+pfx_status pfx_run_read(const char *dir, char **model_path, char **device, pfx_dtype *dtype, int32_t *threads, pfx_error *err) {
   px_arena arena = {0};
   px_train_options o;
   int type = 0, count = 0;
@@ -197,8 +144,7 @@ static char *pack(char **at, const char *text) {
   return start;
 }
 
-pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, char **model_path, void **memory,
-                           pfx_error *err) {
+pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, char **model_path, void **memory, pfx_error *err) {
   px_arena arena = {0};
   px_train_options p;
   int type = 0, threads = 0;
@@ -229,13 +175,9 @@ pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, cha
       o->batch_tokens = p.batch_tokens;
       o->accumulate = p.accumulate;
       o->beta1 = p.beta1, o->beta2 = p.beta2, o->eps = p.eps, o->weight_decay = p.weight_decay, o->clip = p.clip;
-      o->eval_every = p.eval_every, o->save_every = p.save_every, o->patience = p.patience,
-      o->prefix_dropout = p.prefix_dropout;
-      o->rows = (pfx_data_options){.max_row_tokens = p.rows.max_row_tokens,
-                                   .on_long = (pfx_on_long)p.rows.on_long,
-                                   .loss_all = p.rows.loss_all,
-                                   .no_bos = p.rows.no_bos,
-                                   .no_end = p.rows.no_end,
+      o->eval_every = p.eval_every, o->save_every = p.save_every, o->patience = p.patience, o->prefix_dropout = p.prefix_dropout;
+      o->rows = (pfx_data_options){.max_row_tokens = p.rows.max_row_tokens, .on_long = (pfx_on_long)p.rows.on_long, .loss_all = p.rows.loss_all,
+                                   .no_bos = p.rows.no_bos, .no_end = p.rows.no_end,
                                    .chat_template = p.rows.chat ? px_template_name(p.rows.chat) : NULL};
       o->no_fingerprint = p.no_fingerprint;
       o->seed = p.seed;
@@ -247,8 +189,8 @@ pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, cha
   return px_api_status(status);
 }
 
-pfx_status pfx_probe_wait(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_adapter *adapter,
-                          const pfx_probe_options *options, pfx_error *err) {
+pfx_status pfx_probe_wait(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_adapter *adapter, const pfx_probe_options *options,
+                          pfx_error *err) {
   pfx_probe_options o = pfx_probe_options_init();
   if (px_api_options(&o, sizeof o, options, "pfx_probe_options", err) != PFX_OK) return PFX_INVALID;
   px_error *e = px_api_error(err);
@@ -262,17 +204,14 @@ pfx_status pfx_probe_wait(const pfx_model *model, const pfx_tokenizer *tokenizer
   px_log log = px_api_log(o.log, o.log_user);
   if (!o.data || !o.out) return px_api_status(px_fail(e, PX_INVALID, "--data and --out are needed"));
   if (adapter && o.tune) return px_api_status(px_fail(e, PX_INVALID, "--adapter and --tune exclude each other"));
-  px_status status =
-      px_backend_open(&(px_backend_options){.device = m->be->device, .threads = m->be->threads, .log = log}, &be, e);
+  px_status status = px_backend_open(&(px_backend_options){.device = m->be->device, .threads = m->be->threads, .log = log}, &be, e);
   if (status == PX_OK && o.tune) status = px_tune_parse(o.tune, o.init, o.reparam, &spec, e);
   spec.force = o.force;
   bool from_rows = o.tune && spec.init == PX_INIT_DATA;
   if (status == PX_OK && o.tune && !from_rows) status = px_tune_open(m, be, tok, &spec, o.seed, &tune, e);
   if (status == PX_OK) status = px_api_row_options(&o.rows, tok, px_model_config(m), &row_options, e);
   if (status == PX_OK && row_options.max_row_tokens == 0)
-    row_options.max_row_tokens = px_model_config(m)->context - (adapter ? adapter->adapter->tokens
-                                                                : tune  ? tune->tokens
-                                                                        : spec.prefix_tokens);
+    row_options.max_row_tokens = px_model_config(m)->context - (adapter ? adapter->adapter->tokens : tune ? tune->tokens : spec.prefix_tokens);
   if (status == PX_OK) status = px_rows_read(o.data, tok, &row_options, &log, &rows, e);
   if (status == PX_OK && from_rows) {
     spec.data_ids = rows.ids;

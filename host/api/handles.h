@@ -27,7 +27,6 @@ static inline px_log px_api_log(pfx_log_fn fn, void *user) { return (px_log){.fn
 /* Copies the caller's options over the defaults: fields that an older caller lacks keep theirs. PFX_INVALID when
  * struct_bytes was never set. */
 pfx_status px_api_options(void *into, size_t known_bytes, const void *from, const char *what, pfx_error *err);
-px_status px_api_row_options(const pfx_data_options *from, const px_tokenizer *tok, const px_config *config,
-                             px_row_options *out, px_error *err);
+px_status px_api_row_options(const pfx_data_options *from, const px_tokenizer *tok, const px_config *config, px_row_options *out, px_error *err);
 
 #endif

@@ -12,18 +12,11 @@ static const cli_option options[] = {
     {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},
     {CLI_TEXT, "model", "PATH", "The model: a Hugging Face folder or a GGUF file.", NULL, &cli_shared.model, NULL},
     {CLI_TEXT, "data", "FILE", "Rows to measure on.", NULL, &o.data, NULL},
-    {CLI_LIST, "adapter", "FOLDER", "An adapter to measure beside the frozen model; may be given several times.", NULL,
-     &adapters, NULL},
-    {CLI_FLAG, "generate", NULL,
-     "Also generate for every prompt and score the texts: BLEU, chrF, ROUGE-L, exact match.", NULL, &o.generate, NULL},
+    {CLI_LIST, "adapter", "FOLDER", "An adapter to measure beside the frozen model; may be given several times.", NULL, &adapters, NULL},
+    {CLI_FLAG, "generate", NULL, "Also generate for every prompt and score the texts: BLEU, chrF, ROUGE-L, exact match.", NULL, &o.generate, NULL},
     {CLI_INT32, "max-tokens", "N", "Longest generated text in tokens.", "128", &o.max_tokens, NULL},
-    {CLI_TEXT, "predictions", "FILE",
-     "Write the texts of every adapter given, or else of the frozen model: JSON Lines with adapter, prompt, "
-     "prediction, references.",
-     NULL, &o.predictions, NULL},
-    {CLI_TEXT, "rows", "FILE",
-     "Write line, loss, tokens and text of every row, for every adapter given, or else the frozen model: JSON Lines.",
-     NULL, &o.rows_out, NULL},
+    {CLI_TEXT, "predictions", "FILE", "Write the texts of every adapter given, or else of the frozen model: JSON Lines with adapter, prompt, prediction, references.", NULL, &o.predictions, NULL},
+    {CLI_TEXT, "rows", "FILE", "Write line, loss, tokens and text of every row, for every adapter given, or else the frozen model: JSON Lines.", NULL, &o.rows_out, NULL},
     {CLI_FLAG, "force", NULL, "Use adapters that were trained on other weights.", NULL, &force, NULL},
     CLI_DATA_OPTIONS(o.rows),
     CLI_COMMON_OPTIONS,
@@ -59,11 +52,11 @@ static void print_result(const char *adapter, const pfx_eval_result *r) {
     }
     printf("}\n");
   } else {
-    printf("%-28s loss %.4f  perplexity %.2f  (%lld tokens of %lld rows)\n", adapter ? adapter : "frozen model",
-           r->loss, r->perplexity, (long long)r->tokens, (long long)r->rows);
+    printf("%-28s loss %.4f  perplexity %.2f  (%lld tokens of %lld rows)\n", adapter ? adapter : "frozen model", r->loss, r->perplexity,
+           (long long)r->tokens, (long long)r->rows);
     if (o.generate)
-      printf("%-28s BLEU %.2f  chrF %.2f  ROUGE-L %.2f  exact match %.2f  (%lld texts)\n", "", r->bleu, r->chrf,
-             r->rouge_l, r->exact_match, (long long)r->items);
+      printf("%-28s BLEU %.2f  chrF %.2f  ROUGE-L %.2f  exact match %.2f  (%lld texts)\n", "", r->bleu, r->chrf, r->rouge_l, r->exact_match,
+             (long long)r->items);
   }
   fflush(stdout);
 }
@@ -104,13 +97,11 @@ const cli_command cli_eval = {
     .name = "eval",
     .summary = "loss and text scores of the frozen model and of adapters",
     .usage = "--model MODEL --data FILE [--adapter FOLDER]... [--generate] [OPTIONS]",
-    .text =
-        "Loss is the sum over labelled tokens divided by their number; perplexity its\n"
-        "exponential. The frozen model comes first. Scores are sacrebleu's BLEU (13a, exp) and\n"
-        "chrF2, rouge-score's ROUGE-L F1 without stemming, and exact match after trimming.",
-    .examples =
-        "  pfx eval --model SmolLM2.gguf --data test.jsonl --adapter run\n"
-        "  pfx eval --model SmolLM2.gguf --data test.jsonl --adapter a --adapter b --generate --json\n",
+    .text = "Loss is the sum over labelled tokens divided by their number; perplexity its\n"
+            "exponential. The frozen model comes first. Scores are sacrebleu's BLEU (13a, exp) and\n"
+            "chrF2, rouge-score's ROUGE-L F1 without stemming, and exact match after trimming.",
+    .examples = "  pfx eval --model SmolLM2.gguf --data test.jsonl --adapter run\n"
+                "  pfx eval --model SmolLM2.gguf --data test.jsonl --adapter a --adapter b --generate --json\n",
     .run = run,
     .options = options,
 };

@@ -15,26 +15,19 @@ static const cli_option options[] = {
     {CLI_TEXT, "model", "PATH", "The model: a Hugging Face folder or a GGUF file.", NULL, &cli_shared.model, NULL},
     {CLI_TEXT, "adapter", "FOLDER", "A prefix to use.", "the frozen model alone", &adapter_path, NULL},
     {CLI_TEXT, "prompt", "TEXT", "The text to continue.", "standard input", &prompt, NULL},
-    {CLI_TEXT, "prompts", "FILE", "Many prompts, computed as a batch: JSON Lines with `prompt`, else a prompt a line.",
-     NULL, &prompts_file, NULL},
+    {CLI_TEXT, "prompts", "FILE", "Many prompts, computed as a batch: JSON Lines with `prompt`, else a prompt a line.", NULL, &prompts_file, NULL},
     {CLI_FLAG, "chat", NULL, "The prompt is a user's message: apply the model's chat template.", NULL, &r.chat, NULL},
-    {CLI_TEXT, "template", "NAME", "Chat template: chatml, smollm2, llama-2, llama-3, mistral.", "the model's own",
-     &r.chat_template, NULL},
+    {CLI_TEXT, "template", "NAME", "Chat template: chatml, smollm2, llama-2, llama-3, mistral.", "the model's own", &r.chat_template, NULL},
     {CLI_FLAG, "no-bos", NULL, "Leave out the begin token.", NULL, &r.no_bos, NULL},
     {CLI_SECTION, "How", NULL, NULL, NULL, NULL, NULL},
     {CLI_INT32, "max-tokens", "N", "Most tokens to generate.", "256", &r.max_tokens, NULL},
-    {CLI_FLOAT, "temperature", "X", "0 takes the most likely token; larger values vary more.", "0", &r.temperature,
-     NULL},
+    {CLI_FLOAT, "temperature", "X", "0 takes the most likely token; larger values vary more.", "0", &r.temperature, NULL},
     {CLI_INT32, "top-k", "N", "Draw from the N most likely tokens.", "all", &r.top_k, NULL},
     {CLI_FLOAT, "top-p", "P", "Draw from the smallest set with probability P.", "1", &r.top_p, NULL},
-    {CLI_FLOAT, "min-p", "P", "Draw from tokens with at least P times the best one's probability.", "0", &r.min_p,
-     NULL},
-    {CLI_FLOAT, "repetition-penalty", "X", "Make tokens that were there before less likely.", "1",
-     &r.repetition_penalty, NULL},
+    {CLI_FLOAT, "min-p", "P", "Draw from tokens with at least P times the best one's probability.", "0", &r.min_p, NULL},
+    {CLI_FLOAT, "repetition-penalty", "X", "Make tokens that were there before less likely.", "1", &r.repetition_penalty, NULL},
     {CLI_LIST, "stop", "TEXT", "End before this text appears; may be given several times.", NULL, &stops, NULL},
-    {CLI_SEED, "seed", "N",
-     "Of the random numbers; they belong to (seed, prompt number, position), so the batch cannot matter.", "0", &r.seed,
-     NULL},
+    {CLI_SEED, "seed", "N", "Of the random numbers; they belong to (seed, prompt number, position), so the batch cannot matter.", "0", &r.seed, NULL},
     {CLI_INT32, "batch-rows", "N", "Prompts computed at once.", "16", &max_rows, NULL},
     {CLI_FLAG, "force", NULL, "Use an adapter that was trained on other weights.", NULL, &force, NULL},
     CLI_COMMON_OPTIONS,
@@ -109,8 +102,7 @@ static char *read_input(void) {
   return text;
 }
 
-static int generate(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_adapter *adapter, char **prompts,
-                    size_t count) {
+static int generate(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_adapter *adapter, char **prompts, size_t count) {
   pfx_error err = {0};
   pfx_generator *g = NULL;
   pfx_generator_options go = pfx_generator_options_init();
@@ -130,9 +122,8 @@ static int generate(const pfx_model *model, const pfx_tokenizer *tokenizer, cons
   if (status == PFX_OK || status == PFX_CANCELLED) print_outputs(prompts, count);
   if (status == PFX_OK && cli_shared.verbose) {
     pfx_generator_stats_get(g, &stats);
-    fprintf(stderr, "pfx: %lld prompt tokens in %.2f s, %lld new tokens, %.1f tokens/s\n",
-            (long long)stats.prompt_tokens, stats.prefill_seconds, (long long)stats.new_tokens,
-            stats.decode_seconds > 0 ? (double)(stats.new_tokens - (long long)count) / stats.decode_seconds : 0.0);
+    fprintf(stderr, "pfx: %lld prompt tokens in %.2f s, %lld new tokens, %.1f tokens/s\n", (long long)stats.prompt_tokens, stats.prefill_seconds,
+            (long long)stats.new_tokens, stats.decode_seconds > 0 ? (double)(stats.new_tokens - (long long)count) / stats.decode_seconds : 0.0);
   }
   pfx_generator_destroy(g);
   return status == PFX_OK ? 0 : cli_fail(&err);
@@ -149,8 +140,7 @@ static int run(int argc, char **argv) {
   r = pfx_request_init();
   int code = cli_parse(&cli_generate, argc, argv, &rest);
   if (code >= 0) return code;
-  if (rest.count)
-    return cli_usage_error(&cli_generate, "generate takes no argument \"%s\": prompts go into --prompt", rest.items[0]);
+  if (rest.count) return cli_usage_error(&cli_generate, "generate takes no argument \"%s\": prompts go into --prompt", rest.items[0]);
   if (!cli_shared.model) return cli_usage_error(&cli_generate, "generate needs --model");
   if (prompt && prompts_file) return cli_usage_error(&cli_generate, "--prompt and --prompts exclude each other");
   r.stop = stops.items;
@@ -162,7 +152,7 @@ static int run(int argc, char **argv) {
   if (code == 0 && adapter_path) code = cli_open_adapter(adapter_path, model, tokenizer, force, &adapter);
   if (code == 0 && !prompts_file && !prompt) one = read_input();
   if (code == 0) {
-    char *single[] = {prompt ? (char *)(size_t)prompt : one ? one : (char *)(size_t) ""};
+    char *single[] = {prompt ? (char *)(size_t)prompt : one ? one : (char *)(size_t)""};
     all = count;
     streaming = !prompts_file && !cli_shared.json;
     outputs = calloc(count, sizeof *outputs);
@@ -182,13 +172,11 @@ const cli_command cli_generate = {
     .name = "generate",
     .summary = "continue a prompt, with or without an adapter",
     .usage = "--model MODEL [--adapter FOLDER] [--prompt TEXT | --prompts FILE] [OPTIONS]",
-    .text =
-        "Prints the continuation and nothing else; of one prompt as it appears, of a file when\n"
-        "all are done (separated by lines of ---, or as JSON with --json).",
-    .examples =
-        "  pfx generate --model SmolLM2.gguf --prompt 'The capital of France is' --max-tokens 8\n"
-        "  pfx generate --model SmolLM2.gguf --adapter run --prompts words.txt --json\n"
-        "  echo 'Write a haiku.' | pfx generate --model SmolLM2.gguf --chat --temperature 0.7 --top-p 0.9\n",
+    .text = "Prints the continuation and nothing else; of one prompt as it appears, of a file when\n"
+            "all are done (separated by lines of ---, or as JSON with --json).",
+    .examples = "  pfx generate --model SmolLM2.gguf --prompt 'The capital of France is' --max-tokens 8\n"
+                "  pfx generate --model SmolLM2.gguf --adapter run --prompts words.txt --json\n"
+                "  echo 'Write a haiku.' | pfx generate --model SmolLM2.gguf --chat --temperature 0.7 --top-p 0.9\n",
     .run = run,
     .options = options,
 };

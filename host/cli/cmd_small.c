@@ -12,8 +12,7 @@ static pfx_probe_options probe;
 
 static const cli_option inspect_options[] = {
     {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},
-    {CLI_FLAG, "verify", NULL, "Also search every weight of a model for values that are not finite.", NULL, &verify,
-     NULL},
+    {CLI_FLAG, "verify", NULL, "Also search every weight of a model for values that are not finite.", NULL, &verify, NULL},
     {CLI_FLAG, "json", NULL, "One JSON object instead of lines.", NULL, &cli_shared.json, NULL},
     {0},
 };
@@ -55,10 +54,9 @@ static const cli_option check_options[] = {
 
 static int run_check(int argc, char **argv) {
   static const char *const fits[] = {"verified", "unverified", "forced"};
-  static const char *const words[] = {
-      "fits: it was trained on exactly these weights",
-      "fits in shape; it carries no fingerprint, so which base it was trained on is unverified",
-      "fits in shape; it was trained on other weights (--force)"};
+  static const char *const words[] = {"fits: it was trained on exactly these weights",
+                                      "fits in shape; it carries no fingerprint, so which base it was trained on is unverified",
+                                      "fits in shape; it was trained on other weights (--force)"};
   cli_list rest;
   pfx_error err = {0};
   pfx_model *model = NULL;
@@ -76,10 +74,8 @@ static int run_check(int argc, char **argv) {
     pfx_status status = pfx_adapter_check(adapter, model, tokenizer, force, &fit, &warning, &err);
     if (warning) fprintf(stderr, "pfx: warning: %s: %s\n", adapter_path, warning);
     if (cli_shared.json) {
-      printf("{\"fits\": %s, \"fingerprint\": \"%s\", \"message\": ", status == PFX_OK ? "true" : "false",
-             status == PFX_OK ? fits[fit] : "mismatch");
-      cli_json_text(stdout, status == PFX_OK ? words[fit] : err.message,
-                    strlen(status == PFX_OK ? words[fit] : err.message));
+      printf("{\"fits\": %s, \"fingerprint\": \"%s\", \"message\": ", status == PFX_OK ? "true" : "false", status == PFX_OK ? fits[fit] : "mismatch");
+      cli_json_text(stdout, status == PFX_OK ? words[fit] : err.message, strlen(status == PFX_OK ? words[fit] : err.message));
       printf("}\n");
     } else if (status == PFX_OK) {
       printf("%s %s\n", adapter_path, words[fit]);
@@ -97,9 +93,8 @@ const cli_command cli_check = {
     .name = "check",
     .summary = "does this adapter fit this model?",
     .usage = "--model MODEL --adapter FOLDER [OPTIONS]",
-    .text =
-        "Compares shapes and the fingerprint of the base weights. Exit code 4, with what differs\n"
-        "and by how much, when the adapter belongs to another model.",
+    .text = "Compares shapes and the fingerprint of the base weights. Exit code 4, with what differs\n"
+            "and by how much, when the adapter belongs to another model.",
     .examples = "  pfx check --model SmolLM2.gguf --adapter run\n",
     .run = run_check,
     .options = check_options,
@@ -107,8 +102,7 @@ const cli_command cli_check = {
 
 static const cli_option tokenize_options[] = {
     {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},
-    {CLI_TEXT, "model", "PATH", "A model, a folder with a tokenizer, a tokenizer.json or a GGUF file.", NULL,
-     &cli_shared.model, NULL},
+    {CLI_TEXT, "model", "PATH", "A model, a folder with a tokenizer, a tokenizer.json or a GGUF file.", NULL, &cli_shared.model, NULL},
     {CLI_FLAG, "decode", NULL, "Lines of ids to text.", NULL, &decode, NULL},
     {CLI_FLAG, "json", NULL, "Each line of text is one JSON string.", NULL, &cli_shared.json, NULL},
     {0},
@@ -157,10 +151,8 @@ static int hex4(const char *at) {
 static size_t put_utf8(char *to, int c) {
   if (c < 0x80) return to[0] = (char)c, 1;
   if (c < 0x800) return to[0] = (char)(0xc0 | c >> 6), to[1] = (char)(0x80 | (c & 63)), 2;
-  if (c < 0x10000)
-    return to[0] = (char)(0xe0 | c >> 12), to[1] = (char)(0x80 | (c >> 6 & 63)), to[2] = (char)(0x80 | (c & 63)), 3;
-  return to[0] = (char)(0xf0 | c >> 18), to[1] = (char)(0x80 | (c >> 12 & 63)), to[2] = (char)(0x80 | (c >> 6 & 63)),
-         to[3] = (char)(0x80 | (c & 63)), 4;
+  if (c < 0x10000) return to[0] = (char)(0xe0 | c >> 12), to[1] = (char)(0x80 | (c >> 6 & 63)), to[2] = (char)(0x80 | (c & 63)), 3;
+  return to[0] = (char)(0xf0 | c >> 18), to[1] = (char)(0x80 | (c >> 12 & 63)), to[2] = (char)(0x80 | (c >> 6 & 63)), to[3] = (char)(0x80 | (c & 63)), 4;
 }
 
 /* The character of an escape uXXXX, two of them where they are a pair; half a pair is U+FFFD. Moves *from behind it. */
@@ -168,8 +160,7 @@ static int unicode_escape(const char **from) {
   int c = hex4(*from + 1), low;
   if (c < 0) return -1;
   *from += 5;
-  if (c >= 0xd800 && c < 0xdc00 && (*from)[0] == '\\' && (*from)[1] == 'u' && (low = hex4(*from + 2)) >= 0xdc00 &&
-      low < 0xe000) {
+  if (c >= 0xd800 && c < 0xdc00 && (*from)[0] == '\\' && (*from)[1] == 'u' && (low = hex4(*from + 2)) >= 0xdc00 && low < 0xe000) {
     *from += 6;
     return 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
   }
@@ -233,8 +224,7 @@ static int run_tokenize(int argc, char **argv) {
   while (code == 0 && (got = getline(&line, &cap, stdin)) >= 0) {
     number++;
     if (got && line[got - 1] == '\n') line[--got] = 0;
-    code =
-        decode ? decode_line(tokenizer, line, number, &err) : encode_line(tokenizer, line, (size_t)got, number, &err);
+    code = decode ? decode_line(tokenizer, line, number, &err) : encode_line(tokenizer, line, (size_t)got, number, &err);
   }
   free(line);
   pfx_tokenizer_close(tokenizer);
@@ -245,12 +235,10 @@ const cli_command cli_tokenize = {
     .name = "tokenize",
     .summary = "text to ids and back",
     .usage = "--model PATH [--decode] [--json] < LINES",
-    .text =
-        "Reads lines from standard input and prints the ids of each, separated by spaces; no\n"
-        "begin or end token is added. --decode does the reverse.",
-    .examples =
-        "  echo 'The capital of France is' | pfx tokenize --model SmolLM2.gguf\n"
-        "  echo '504 3575 282' | pfx tokenize --model SmolLM2.gguf --decode\n",
+    .text = "Reads lines from standard input and prints the ids of each, separated by spaces; no\n"
+            "begin or end token is added. --decode does the reverse.",
+    .examples = "  echo 'The capital of France is' | pfx tokenize --model SmolLM2.gguf\n"
+                "  echo '504 3575 282' | pfx tokenize --model SmolLM2.gguf --decode\n",
     .run = run_tokenize,
     .options = tokenize_options,
 };
@@ -282,8 +270,7 @@ static int run_probe(int argc, char **argv) {
   int code = cli_parse(&cli_probe, argc, argv, &rest);
   if (code >= 0) return code;
   if (rest.count) return cli_usage_error(&cli_probe, "probe takes no argument \"%s\"", rest.items[0]);
-  if (!cli_shared.model || !probe.data || !probe.out)
-    return cli_usage_error(&cli_probe, "probe needs --model, --data and --out");
+  if (!cli_shared.model || !probe.data || !probe.out) return cli_usage_error(&cli_probe, "probe needs --model, --data and --out");
   probe.rows.loss_all = cli_loss == 1;
   probe.log = cli_log;
   probe.force = force;
@@ -300,10 +287,9 @@ const cli_command cli_probe = {
     .name = "probe",
     .summary = "logits, loss and gradients as safetensors, to hold pfx against another engine",
     .usage = "--model MODEL --data FILE --out FILE [--adapter FOLDER | --tune PARTS] [OPTIONS]",
-    .text =
-        "Writes ids, labels, offsets, logits [tokens, vocabulary], loss [1] and, with an adapter\n"
-        "or parts, grad.<tensor> of the mean loss over all labelled tokens. f32 unless told\n"
-        "otherwise.",
+    .text = "Writes ids, labels, offsets, logits [tokens, vocabulary], loss [1] and, with an adapter\n"
+            "or parts, grad.<tensor> of the mean loss over all labelled tokens. f32 unless told\n"
+            "otherwise.",
     .examples = "  pfx probe --model SmolLM2.gguf --data rows.jsonl --adapter run --out probe.safetensors\n",
     .run = run_probe,
     .options = probe_options,

@@ -15,9 +15,8 @@ const char *const cli_losses[] = {"completion", "all", NULL};
 int cli_loss;
 
 int cli_fail(const pfx_error *err) {
-  static const int codes[] = {
-      [PFX_OK] = 0,        [PFX_FAILED] = 1,    [PFX_INVALID] = 2, [PFX_BAD_FILE] = 3,    [PFX_MISMATCH] = 4,
-      [PFX_NO_MEMORY] = 5, [PFX_NO_DEVICE] = 5, [PFX_IO] = 1,      [PFX_CANCELLED] = 130, [PFX_NOT_FINITE] = 1};
+  static const int codes[] = {[PFX_OK] = 0,        [PFX_FAILED] = 1,    [PFX_INVALID] = 2, [PFX_BAD_FILE] = 3,    [PFX_MISMATCH] = 4,
+                              [PFX_NO_MEMORY] = 5, [PFX_NO_DEVICE] = 5, [PFX_IO] = 1,      [PFX_CANCELLED] = 130, [PFX_NOT_FINITE] = 1};
   cli_status(true, "%s", "");
   fprintf(stderr, "pfx: %s\n", err->message);
   return (size_t)err->status < sizeof codes / sizeof *codes ? codes[err->status] : 1;
@@ -30,8 +29,7 @@ void cli_log(void *user, int level, const char *message) {
   fprintf(stderr, "pfx: %s%s\n", level == PFX_LOG_WARN ? "warning: " : "", message);
 }
 
-int cli_open_model(const char *path, pfx_dtype dtype, int32_t threads, bool text_needed, pfx_model **model,
-                   pfx_tokenizer **tokenizer) {
+int cli_open_model(const char *path, pfx_dtype dtype, int32_t threads, bool text_needed, pfx_model **model, pfx_tokenizer **tokenizer) {
   pfx_error err = {0};
   pfx_model_options o = pfx_model_options_init();
   o.dtype = dtype;
@@ -54,8 +52,7 @@ int cli_open_model(const char *path, pfx_dtype dtype, int32_t threads, bool text
   return 0;
 }
 
-int cli_open_adapter(const char *path, const pfx_model *model, const pfx_tokenizer *tokenizer, bool force,
-                     pfx_adapter **adapter) {
+int cli_open_adapter(const char *path, const pfx_model *model, const pfx_tokenizer *tokenizer, bool force, pfx_adapter **adapter) {
   pfx_error err = {0};
   pfx_fit fit;
   char *warning = NULL;
@@ -69,11 +66,8 @@ int cli_open_adapter(const char *path, const pfx_model *model, const pfx_tokeniz
     return cli_fail(&err);
   }
   if (fit == PFX_FIT_UNVERIFIED && !cli_shared.quiet)
-    fprintf(stderr,
-            "pfx: note: %s carries no fingerprint: it fits in shape, which base it was trained on is unverified\n",
-            path);
-  if (fit == PFX_FIT_FORCED)
-    fprintf(stderr, "pfx: warning: %s was trained on other weights; used because of --force\n", path);
+    fprintf(stderr, "pfx: note: %s carries no fingerprint: it fits in shape, which base it was trained on is unverified\n", path);
+  if (fit == PFX_FIT_FORCED) fprintf(stderr, "pfx: warning: %s was trained on other weights; used because of --force\n", path);
   return 0;
 }
 
@@ -134,8 +128,8 @@ static size_t utf8_bytes(const unsigned char *text, size_t left) {
   if (n > left) return 0;
   for (size_t i = 1; i < n; i++)
     if ((text[i] & 0xc0) != 0x80) return 0;
-  bool wrong = (*text == 0xe0 && text[1] < 0xa0) || (*text == 0xed && text[1] > 0x9f) ||
-               (*text == 0xf0 && text[1] < 0x90) || (*text == 0xf4 && text[1] > 0x8f);
+  bool wrong = (*text == 0xe0 && text[1] < 0xa0) || (*text == 0xed && text[1] > 0x9f) || (*text == 0xf0 && text[1] < 0x90) ||
+               (*text == 0xf4 && text[1] > 0x8f);
   return wrong ? 0 : n;
 }
 

@@ -36,8 +36,7 @@ static void wrap(FILE *out, const char *text, int column, int indent) {
 static void option_help(const cli_option *o, FILE *out) {
   char left[64], text[1000];
   snprintf(left, sizeof left, "  --%s%s%s", o->name, o->argument ? " " : "", o->argument ? o->argument : "");
-  snprintf(text, sizeof text, "%s%s%s%s", o->help, o->fallback ? " Default: " : "", o->fallback ? o->fallback : "",
-           o->fallback ? "." : "");
+  snprintf(text, sizeof text, "%s%s%s%s", o->help, o->fallback ? " Default: " : "", o->fallback ? o->fallback : "", o->fallback ? "." : "");
   int used = (int)strlen(left);
   if (used > 26) {
     fprintf(out, "%s\n%*s", left, 28, "");
@@ -86,10 +85,7 @@ static void roff(FILE *out, const char *text) {
 }
 
 void cli_man(FILE *out) {
-  fprintf(out,
-          ".TH PFX 1 \"\" \"pfx %s\" \"User Commands\"\n.SH NAME\npfx \\- prefix tuning for frozen language "
-          "models\n.SH SYNOPSIS\n.B pfx\n",
-          pfx_version());
+  fprintf(out, ".TH PFX 1 \"\" \"pfx %s\" \"User Commands\"\n.SH NAME\npfx \\- prefix tuning for frozen language models\n.SH SYNOPSIS\n.B pfx\n", pfx_version());
   fprintf(out, ".I COMMAND\n[\\fIOPTIONS\\fR]\n.SH DESCRIPTION\n");
   roff(out, about);
   fputc('\n', out);
@@ -126,15 +122,9 @@ void cli_man(FILE *out) {
 }
 
 void cli_markdown(FILE *out) {
-  fprintf(
-      out,
-      "# The command\n\nMade from the help texts by `pfx --help-markdown`.\n\n%s\n\n| command | does |\n|---|---|\n",
-      about);
-  for (int i = 0; cli_commands[i]; i++)
-    fprintf(out, "| [`pfx %s`](#pfx-%s) | %s |\n", cli_commands[i]->name, cli_commands[i]->name,
-            cli_commands[i]->summary);
-  fprintf(out, "\nResults go to standard output, progress and messages to standard error. Exit codes: %s\n",
-          exit_codes);
+  fprintf(out, "# The command\n\nMade from the help texts by `pfx --help-markdown`.\n\n%s\n\n| command | does |\n|---|---|\n", about);
+  for (int i = 0; cli_commands[i]; i++) fprintf(out, "| [`pfx %s`](#pfx-%s) | %s |\n", cli_commands[i]->name, cli_commands[i]->name, cli_commands[i]->summary);
+  fprintf(out, "\nResults go to standard output, progress and messages to standard error. Exit codes: %s\n", exit_codes);
   for (int i = 0; cli_commands[i]; i++) {
     fprintf(out, "\n## pfx %s\n\n```text\n", cli_commands[i]->name);
     cli_help(cli_commands[i], out);
@@ -152,10 +142,8 @@ static void bash(FILE *out) {
   }
   fputs("  esac\n  if [ \"$COMP_CWORD\" = 1 ]; then words='", out);
   for (int i = 0; cli_commands[i]; i++) fprintf(out, "%s%s", i ? " " : "", cli_commands[i]->name);
-  fputs(
-      " --help --version'\n  elif [[ $cur != -* ]]; then COMPREPLY=($(compgen -f -- \"$cur\")); return; fi\n"
-      "  COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\ncomplete -o filenames -F _pfx pfx\n",
-      out);
+  fputs(" --help --version'\n  elif [[ $cur != -* ]]; then COMPREPLY=($(compgen -f -- \"$cur\")); return; fi\n"
+        "  COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\ncomplete -o filenames -F _pfx pfx\n", out);
 }
 
 /* Help texts inside single quotes of zsh or fish. */
@@ -166,8 +154,7 @@ static void quoted(FILE *out, const char *text, const char *drop) {
 
 static void zsh(FILE *out) {
   fputs("#compdef pfx\n_pfx() {\n  if (( CURRENT == 2 )); then\n    local -a commands=(", out);
-  for (int i = 0; cli_commands[i]; i++)
-    fprintf(out, "\n      '%s:%s'", cli_commands[i]->name, cli_commands[i]->summary);
+  for (int i = 0; cli_commands[i]; i++) fprintf(out, "\n      '%s:%s'", cli_commands[i]->name, cli_commands[i]->summary);
   fputs(")\n    _describe command commands\n    return\n  fi\n  case $words[2] in\n", out);
   for (int i = 0; cli_commands[i]; i++) {
     fprintf(out, "    %s) _arguments", cli_commands[i]->name);
@@ -189,8 +176,7 @@ static void fish(FILE *out) {
     fputs("'\n", out);
     for (const cli_option *o = cli_commands[i]->options; o->name; o++) {
       if (o->kind == CLI_SECTION) continue;
-      fprintf(out, "complete -c pfx -n '__fish_seen_subcommand_from %s' -l %s%s -d '", cli_commands[i]->name, o->name,
-              o->argument ? " -r" : "");
+      fprintf(out, "complete -c pfx -n '__fish_seen_subcommand_from %s' -l %s%s -d '", cli_commands[i]->name, o->name, o->argument ? " -r" : "");
       quoted(out, o->help, "");
       fputs("'\n", out);
     }

@@ -5,8 +5,7 @@
 
 #include "cli/cli.h"
 
-const cli_command *const cli_commands[] = {&cli_train, &cli_generate, &cli_eval,  &cli_inspect,
-                                           &cli_check, &cli_tokenize, &cli_probe, NULL};
+const cli_command *const cli_commands[] = {&cli_train, &cli_generate, &cli_eval, &cli_inspect, &cli_check, &cli_tokenize, &cli_probe, NULL};
 
 static const char *const later[] = {"compare", "serve", "merge", "export", "pull"};
 
@@ -26,8 +25,7 @@ static int run(int argc, char **argv) {
   if (strcmp(name, "--help-markdown") == 0) return cli_markdown(stdout), 0;
   if (strcmp(name, "--completion") == 0) return cli_completion(argc > 2 ? argv[2] : "", stdout);
   for (size_t i = 0; i < sizeof later / sizeof *later; i++)
-    if (strcmp(later[i], name) == 0)
-      return cli_usage_error(NULL, "the command \"%s\" is not part of this release", name);
+    if (strcmp(later[i], name) == 0) return cli_usage_error(NULL, "the command \"%s\" is not part of this release", name);
   return cli_unknown_command(name);
 }
 

@@ -61,8 +61,7 @@ static int unknown(const cli_command *command, const char *name, size_t len) {
       best = o->name;
     }
   }
-  if (best)
-    return cli_usage_error(command, "%s has no option --%.*s; did you mean --%s?", command->name, (int)len, name, best);
+  if (best) return cli_usage_error(command, "%s has no option --%.*s; did you mean --%s?", command->name, (int)len, name, best);
   return cli_usage_error(command, "%s has no option --%.*s", command->name, (int)len, name);
 }
 
@@ -102,13 +101,10 @@ static int set(const cli_command *command, const cli_option *o, const char *text
   char *end = NULL;
   double d;
   switch (o->kind) {
-    case CLI_TEXT:
-      *(const char **)o->value = text;
-      break;
+    case CLI_TEXT: *(const char **)o->value = text; break;
     case CLI_LIST: {
       cli_list *list = o->value;
-      if (list->count == (int)(sizeof list->items / sizeof *list->items))
-        return cli_usage_error(command, "too many --%s", o->name);
+      if (list->count == (int)(sizeof list->items / sizeof *list->items)) return cli_usage_error(command, "too many --%s", o->name);
       list->items[list->count++] = text;
       break;
     }
@@ -123,8 +119,7 @@ static int set(const cli_command *command, const cli_option *o, const char *text
     case CLI_SEED:
       errno = 0;
       *(uint64_t *)o->value = strtoull(text, &end, 10);
-      if (!isdigit((unsigned char)*text) || *end || errno)
-        return bad_value(command, o, text, "a whole number that is not negative");
+      if (!isdigit((unsigned char)*text) || *end || errno) return bad_value(command, o, text, "a whole number that is not negative");
       break;
     case CLI_NUMBER:
     case CLI_FLOAT:
@@ -145,12 +140,10 @@ static int set(const cli_command *command, const cli_option *o, const char *text
           return -1;
         }
       fprintf(stderr, "pfx: --%s must be", o->name);
-      for (int i = 0; o->choices[i]; i++)
-        fprintf(stderr, "%s %s", i ? (o->choices[i + 1] ? "," : " or") : "", o->choices[i]);
+      for (int i = 0; o->choices[i]; i++) fprintf(stderr, "%s %s", i ? (o->choices[i + 1] ? "," : " or") : "", o->choices[i]);
       fprintf(stderr, ", not \"%s\"\nTry: pfx %s --help\n", text, command->name);
       return 2;
-    default:
-      break;
+    default: break;
   }
   return -1;
 }
@@ -161,8 +154,7 @@ int cli_parse(const cli_command *command, int argc, char **argv, cli_list *rest)
   for (int i = 1; i < argc; i++) {
     const char *a = argv[i];
     if (only_rest || a[0] != '-' || !a[1]) {
-      if (rest->count == (int)(sizeof rest->items / sizeof *rest->items))
-        return cli_usage_error(command, "too many arguments");
+      if (rest->count == (int)(sizeof rest->items / sizeof *rest->items)) return cli_usage_error(command, "too many arguments");
       rest->items[rest->count++] = a;
       continue;
     }

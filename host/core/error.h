@@ -12,15 +12,15 @@
 /* The same values as pfx_status in pfx/pfx.h (api/ asserts it). Pinned: never renumber. */
 typedef enum px_status {
   PX_OK = 0,
-  PX_FAILED = 1,     /* anything without a better name */
-  PX_INVALID = 2,    /* the caller's argument or option is wrong                    exit 2 */
-  PX_BAD_FILE = 3,   /* an input file is missing, damaged, or not supported         exit 3 */
-  PX_MISMATCH = 4,   /* adapter (or resumed state) does not fit the model           exit 4 */
-  PX_NO_MEMORY = 5,  /* host or device memory                                       exit 5 */
-  PX_NO_DEVICE = 6,  /* device or its library is absent or failed                   exit 5 */
-  PX_IO = 7,         /* writing failed: disk full, no permission                    exit 1 */
-  PX_CANCELLED = 8,  /* the caller asked to stop; state is saved                    exit 130 */
-  PX_NOT_FINITE = 9, /* loss or gradient norm became NaN or infinite                exit 1 */
+  PX_FAILED = 1,      /* anything without a better name */
+  PX_INVALID = 2,     /* the caller's argument or option is wrong                    exit 2 */
+  PX_BAD_FILE = 3,    /* an input file is missing, damaged, or not supported         exit 3 */
+  PX_MISMATCH = 4,    /* adapter (or resumed state) does not fit the model           exit 4 */
+  PX_NO_MEMORY = 5,   /* host or device memory                                       exit 5 */
+  PX_NO_DEVICE = 6,   /* device or its library is absent or failed                   exit 5 */
+  PX_IO = 7,          /* writing failed: disk full, no permission                    exit 1 */
+  PX_CANCELLED = 8,   /* the caller asked to stop; state is saved                    exit 130 */
+  PX_NOT_FINITE = 9,  /* loss or gradient norm became NaN or infinite                exit 1 */
 } px_status;
 
 typedef struct px_error {
@@ -39,9 +39,9 @@ px_status px_fail_errno(px_error *err, px_status status, int errno_value, const 
 px_status px_fail_in(px_error *err, px_status status, const char *format, ...) PX_PRINTF(3, 4);
 
 /* Return early on failure. */
-#define PX_TRY(call)                              \
-  do {                                            \
-    px_status try_status_ = (call);               \
+#define PX_TRY(call)                         \
+  do {                                       \
+    px_status try_status_ = (call);          \
     if (try_status_ != PX_OK) return try_status_; \
   } while (0)
 

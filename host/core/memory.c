@@ -112,9 +112,7 @@ void px_buf_free(px_buf *buf) {
   *buf = (px_buf){0};
 }
 
-void *px_calloc(size_t count, size_t element_bytes) {
-  return calloc(count ? count : 1, element_bytes ? element_bytes : 1);
-}
+void *px_calloc(size_t count, size_t element_bytes) { return calloc(count ? count : 1, element_bytes ? element_bytes : 1); }
 
 int px_reserve(void *array_pointer, size_t *capacity, size_t need, size_t element_bytes) {
   if (need <= *capacity) return 0;

@@ -7,14 +7,14 @@
 
 /* What the JSON says; strings are owned by the arena of the px_adapter_folder (reading) or the caller (writing). */
 typedef struct px_adapter_config {
-  const char *peft_type;    /* "PREFIX_TUNING", or "CARTRIDGE" when read */
-  const char *base_model;   /* base_model_name_or_path; NULL is null */
-  const char *revision;     /* NULL is null */
-  const char *task_type;    /* "CAUSAL_LM" */
+  const char *peft_type; /* "PREFIX_TUNING", or "CARTRIDGE" when read */
+  const char *base_model; /* base_model_name_or_path; NULL is null */
+  const char *revision;   /* NULL is null */
+  const char *task_type;  /* "CAUSAL_LM" */
   const char *init_weights; /* NULL is null, or "zero" */
   int64_t virtual_tokens, layers, heads, token_dim;
-  int64_t hidden_size;   /* encoder_hidden_size; 0 is null */
-  int64_t frozen_tokens; /* CARTRIDGE's num_frozen_tokens */
+  int64_t hidden_size;    /* encoder_hidden_size; 0 is null */
+  int64_t frozen_tokens;  /* CARTRIDGE's num_frozen_tokens */
 } px_adapter_config;
 
 typedef struct px_adapter_folder {

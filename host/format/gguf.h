@@ -6,19 +6,8 @@
 #include "format/tensors.h"
 
 typedef enum px_gguf_type {
-  PX_GGUF_U8 = 0,
-  PX_GGUF_I8,
-  PX_GGUF_U16,
-  PX_GGUF_I16,
-  PX_GGUF_U32,
-  PX_GGUF_I32,
-  PX_GGUF_F32,
-  PX_GGUF_BOOL,
-  PX_GGUF_STRING,
-  PX_GGUF_ARRAY,
-  PX_GGUF_U64,
-  PX_GGUF_I64,
-  PX_GGUF_F64
+  PX_GGUF_U8 = 0, PX_GGUF_I8, PX_GGUF_U16, PX_GGUF_I16, PX_GGUF_U32, PX_GGUF_I32, PX_GGUF_F32, PX_GGUF_BOOL,
+  PX_GGUF_STRING, PX_GGUF_ARRAY, PX_GGUF_U64, PX_GGUF_I64, PX_GGUF_F64
 } px_gguf_type;
 
 typedef struct px_gguf_string {
@@ -28,12 +17,12 @@ typedef struct px_gguf_string {
 
 typedef struct px_gguf_value {
   const char *key;
-  px_gguf_type type; /* PX_GGUF_ARRAY: element_type and count hold; else count is 1 */
+  px_gguf_type type;         /* PX_GGUF_ARRAY: element_type and count hold; else count is 1 */
   px_gguf_type element_type;
   size_t count;
-  const uint8_t *raw;      /* first byte of the value or of the array's elements */
-  px_gguf_string string;   /* PX_GGUF_STRING */
-  px_gguf_string *strings; /* arrays of strings, `count` of them */
+  const uint8_t *raw;        /* first byte of the value or of the array's elements */
+  px_gguf_string string;     /* PX_GGUF_STRING */
+  px_gguf_string *strings;   /* arrays of strings, `count` of them */
 } px_gguf_value;
 
 typedef struct px_gguf {

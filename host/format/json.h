@@ -20,13 +20,9 @@ px_status px_json_dump(const json_t *value, px_buf *out, px_error *err);
 
 /* Field readers. A missing (or null) field takes the fallback; a field of another type is PX_BAD_FILE
  * "<name>: field "<key>" must be <type>". Strings are borrowed from the object. */
-px_status px_json_int(const json_t *object, const char *name, const char *key, int64_t fallback, int64_t *out,
-                      px_error *err);
-px_status px_json_num(const json_t *object, const char *name, const char *key, double fallback, double *out,
-                      px_error *err);
-px_status px_json_bool(const json_t *object, const char *name, const char *key, bool fallback, bool *out,
-                       px_error *err);
-px_status px_json_str(const json_t *object, const char *name, const char *key, const char *fallback, const char **out,
-                      px_error *err);
+px_status px_json_int(const json_t *object, const char *name, const char *key, int64_t fallback, int64_t *out, px_error *err);
+px_status px_json_num(const json_t *object, const char *name, const char *key, double fallback, double *out, px_error *err);
+px_status px_json_bool(const json_t *object, const char *name, const char *key, bool fallback, bool *out, px_error *err);
+px_status px_json_str(const json_t *object, const char *name, const char *key, const char *fallback, const char **out, px_error *err);
 
 #endif

@@ -24,8 +24,8 @@ typedef struct px_tensor_view {
 typedef struct px_tensor_list {
   px_tensor_view *items; /* sorted by name (strcmp) */
   size_t count;
-  px_arena arena; /* owns items, names, file names */
-  px_map *maps;   /* the files behind the views */
+  px_arena arena;  /* owns items, names, file names */
+  px_map *maps;    /* the files behind the views */
   size_t map_count;
 } px_tensor_list;
 

@@ -59,12 +59,10 @@ px_status px_generator_open(const px_model *model, const px_tokenizer *tok, cons
   size_t allowed = g->options.cache_bytes > 0 ? (size_t)g->options.cache_bytes : MAX_CACHE_BYTES;
   int32_t pages = (int32_t)((wanted < allowed ? wanted : allowed) / page);
   g->max_blocks = row_pages;
-  px_status status = px_backend_open(&(px_backend_options){.device = model->be->device,
-                                                           .threads = model->be->threads,
-                                                           .log = options->log,
-                                                           .profile = options->profile,
-                                                           .pack_weights = true},
-                                     &g->be, err);
+  px_status status = px_backend_open(
+      &(px_backend_options){
+          .device = model->be->device, .threads = model->be->threads, .log = options->log, .profile = options->profile, .pack_weights = true},
+      &g->be, err);
   if (status == PX_OK) status = px_page_pool_open(c, g->be, model->dtype, pages > 0 ? pages : 1, &g->pool, err);
   if (status == PX_OK) {
     size_t rows = (size_t)g->options.max_rows;
@@ -96,8 +94,7 @@ void px_generator_close(px_generator *g) {
     px_page_pool_close(&g->pool, g->be);
     px_buffers_close(&g->buffers, g->be);
     for (int32_t i = 0; i < g->adapter_count; i++) px_prefix_close(&g->prefixes[i], g->be);
-    void *const memory[] = {g->segments, g->block_table, g->kv_lens, g->sampled,
-                            g->params,   g->logits,      g->slots,   g->history};
+    void *const memory[] = {g->segments, g->block_table, g->kv_lens, g->sampled, g->params, g->logits, g->slots, g->history};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) px_backend_free(g->be, memory[i]);
   }
   free(g->prefixes);
@@ -281,8 +278,7 @@ static px_status compute(px_generator *g, px_row **rows, int32_t count, bool fre
 }
 
 /* The ids that a repetition penalty looks at, in backend memory; room for them is made at the first need. */
-static px_status give_history(px_generator *g, int32_t number, const px_row *row, px_sample_row *params,
-                              px_error *err) {
+static px_status give_history(px_generator *g, int32_t number, const px_row *row, px_sample_row *params, px_error *err) {
   size_t context = (size_t)px_model_config(g->model)->context;
   if (!g->history) g->history = px_backend_alloc(g->be, (size_t)g->options.max_rows * context * sizeof(int32_t));
   if (!g->history) return px_backend_status(g->be, err);

@@ -7,10 +7,8 @@ size_t px_page_bytes(const px_config *c, px_dtype dtype) {
   return (size_t)c->layers * 2 * PX_PAGE_TOKENS * px_dtype_bytes(dtype, (size_t)c->kv_heads * (size_t)c->head_dim);
 }
 
-px_status px_page_pool_open(const px_config *c, px_backend *be, px_dtype dtype, int32_t pages, px_page_pool *pool,
-                            px_error *err) {
-  *pool = (px_page_pool){
-      .page_count = pages, .free_count = pages, .layers = c->layers, .bytes = (size_t)pages * px_page_bytes(c, dtype)};
+px_status px_page_pool_open(const px_config *c, px_backend *be, px_dtype dtype, int32_t pages, px_page_pool *pool, px_error *err) {
+  *pool = (px_page_pool){.page_count = pages, .free_count = pages, .layers = c->layers, .bytes = (size_t)pages * px_page_bytes(c, dtype)};
   pool->k = px_calloc((size_t)c->layers, sizeof *pool->k);
   pool->v = px_calloc((size_t)c->layers, sizeof *pool->v);
   pool->free_pages = px_calloc((size_t)pages, sizeof *pool->free_pages);

@@ -15,8 +15,7 @@ typedef struct px_page_pool {
   size_t bytes;
 } px_page_pool;
 
-px_status px_page_pool_open(const px_config *config, px_backend *be, px_dtype dtype, int32_t pages, px_page_pool *out,
-                            px_error *err);
+px_status px_page_pool_open(const px_config *config, px_backend *be, px_dtype dtype, int32_t pages, px_page_pool *out, px_error *err);
 void px_page_pool_close(px_page_pool *pool, px_backend *be);
 /* Bytes of one page in all layers. */
 size_t px_page_bytes(const px_config *config, px_dtype dtype);

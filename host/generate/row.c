@@ -50,8 +50,7 @@ static int64_t find_stop(const px_row *row, size_t *hold) {
 
 static void show(px_row *row, size_t count) {
   bool end = row->finish != PX_FINISH_NONE;
-  if (row->request.text && (count || end))
-    row->request.text(row->request.user, row->request.row, count ? row->text.data : "", count, row->finish);
+  if (row->request.text && (count || end)) row->request.text(row->request.user, row->request.row, count ? row->text.data : "", count, row->finish);
   if (count) memmove(row->text.data, row->text.data + count, row->text.len - count);
   row->text.len -= count;
 }
@@ -72,10 +71,8 @@ px_status px_row_take(px_row *row, const px_tokenizer *tok, int32_t id, int32_t 
     if (row->request.token) row->request.token(row->request.user, row->request.row, id);
     if (tok) PX_TRY(px_decoder_put(&row->decoder, id, &row->text, err));
     int32_t made = (int32_t)row->ids.len - row->prompt_len, most = row->request.sampling.max_tokens;
-    if (made >= most)
-      row->finish = PX_FINISH_LENGTH;
-    else if ((int32_t)row->ids.len >= limit)
-      row->finish = PX_FINISH_CONTEXT;
+    if (made >= most) row->finish = PX_FINISH_LENGTH;
+    else if ((int32_t)row->ids.len >= limit) row->finish = PX_FINISH_CONTEXT;
   }
   if (tok && row->finish != PX_FINISH_NONE) PX_TRY(px_decoder_end(&row->decoder, &row->text, err));
   if (row->text.failed) return px_fail(err, PX_NO_MEMORY, "no memory");

@@ -6,14 +6,14 @@
 #include "generate/generator.h"
 
 typedef struct px_row {
-  px_request request; /* ids are the row's own copy; stop texts stay the caller's */
-  px_ids ids;         /* prompt, then what was generated */
+  px_request request;      /* ids are the row's own copy; stop texts stay the caller's */
+  px_ids ids;              /* prompt, then what was generated */
   int32_t prompt_len;
-  int32_t cached; /* tokens whose keys and values are in the cache */
+  int32_t cached;          /* tokens whose keys and values are in the cache */
   int32_t *pages;
   int32_t page_count;
   px_decoder decoder;
-  px_buf text; /* generated text that is not shown yet: it may begin a stop text */
+  px_buf text;             /* generated text that is not shown yet: it may begin a stop text */
   px_finish finish;
   struct px_row *next;
 } px_row;

@@ -12,10 +12,10 @@ typedef enum px_rope_type { PX_ROPE_NONE = 0, PX_ROPE_DEFAULT, PX_ROPE_LINEAR, P
 
 typedef struct px_rope_config {
   px_rope_type type;
-  double theta, factor;                     /* factor: linear, llama3 */
-  double low_freq_factor, high_freq_factor; /* llama3 */
-  double original_context;                  /* llama3 */
-  const float *divisors;                    /* llama3 as GGUF gives it: [head_dim / 2]; NULL: from the factors */
+  double theta, factor;                             /* factor: linear, llama3 */
+  double low_freq_factor, high_freq_factor;         /* llama3 */
+  double original_context;                          /* llama3 */
+  const float *divisors;                            /* llama3 as GGUF gives it: [head_dim / 2]; NULL: from the factors */
 } px_rope_config;
 
 /* Names of a family's tensors in one kind of file. Templates with one %d where they belong to a layer, without the
@@ -33,12 +33,12 @@ typedef struct px_config {
   double norm_eps;
   px_norm_kind norm;
   px_act_kind act;
-  bool gated;  /* gate and up projections; else up alone */
-  bool conv1d; /* Hugging Face files hold [in, out] matrices */
+  bool gated;             /* gate and up projections; else up alone */
+  bool conv1d;            /* Hugging Face files hold [in, out] matrices */
   bool qkv_bias, o_bias, mlp_bias, qk_norm, learned_positions, tied;
-  bool gguf_permuted; /* q and k rows of GGUF files are interleaved */
+  bool gguf_permuted;     /* q and k rows of GGUF files are interleaved */
   px_rope_config rope;
-  int32_t *windows; /* [layers]; 0: none */
+  int32_t *windows;       /* [layers]; 0: none */
 } px_config;
 
 /* `path` stands in messages. *config borrows from the arena. Anything unknown is PX_BAD_FILE by name. */

@@ -27,8 +27,7 @@ typedef struct px_family {
 const px_family *px_family_find(const char *name); /* NULL: unknown */
 
 /* fallback 0 with min > 0: the setting is required. Out of [min, max]: PX_BAD_FILE with the field's name. */
-px_status px_settings_int(const px_settings *s, px_key key, int64_t fallback, int64_t min, int64_t max, int32_t *out,
-                          px_error *err);
+px_status px_settings_int(const px_settings *s, px_key key, int64_t fallback, int64_t min, int64_t max, int32_t *out, px_error *err);
 px_status px_settings_num(const px_settings *s, px_key key, double fallback, double *out, px_error *err);
 /* config.json alone; a GGUF file takes the fallback. */
 px_status px_settings_bool(const px_settings *s, const char *key, bool fallback, bool *out, px_error *err);

@@ -15,8 +15,7 @@ px_status px_model_open(const char *path, const px_model_options *options, px_mo
   px_model *m = px_calloc(1, sizeof *m);
   if (!m) return px_fail(err, PX_NO_MEMORY, "no memory");
   double start = now();
-  px_status status = px_backend_open(
-      &(px_backend_options){.device = options->device, .threads = options->threads, .log = options->log}, &m->be, err);
+  px_status status = px_backend_open(&(px_backend_options){.device = options->device, .threads = options->threads, .log = options->log}, &m->be, err);
   if (status == PX_OK) status = px_source_open(path, &m->source, err);
   if (status == PX_OK) {
     m->dtype = options->dtype >= 0 ? (px_dtype)options->dtype : m->be->computes_bf16 ? PX_BF16 : PX_F32;
@@ -32,9 +31,8 @@ px_status px_model_open(const char *path, const px_model_options *options, px_mo
     return status;
   }
   m->open_seconds = now() - start;
-  px_log_message(&options->log, PX_LOG_VERBOSE,
-                 "opened %s in %.2f s: %s, %d layers, %.0f MB mapped, %.0f MB converted to %s", path, m->open_seconds,
-                 m->source.config.family, m->source.config.layers, (double)m->weights.mapped_bytes / 1e6,
+  px_log_message(&options->log, PX_LOG_VERBOSE, "opened %s in %.2f s: %s, %d layers, %.0f MB mapped, %.0f MB converted to %s", path,
+                 m->open_seconds, m->source.config.family, m->source.config.layers, (double)m->weights.mapped_bytes / 1e6,
                  (double)m->weights.owned_bytes / 1e6, px_dtype_name(m->dtype));
   *out = m;
   return PX_OK;

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * A frozen model, opened: its files, config, weights and fingerprint. Immutable after opening; shared between threads.
- */
+ * A frozen model, opened: its files, config, weights and fingerprint. Immutable after opening; shared between threads. */
 #ifndef PX_MODEL_MODEL_H
 #define PX_MODEL_MODEL_H
 
@@ -18,7 +17,7 @@ typedef struct px_fingerprint {
 typedef struct px_model {
   px_source source;
   px_weights weights;
-  px_backend *be; /* owns the weights' memory; a trainer or generator opens a backend of its own for its work */
+  px_backend *be;     /* owns the weights' memory; a trainer or generator opens a backend of its own for its work */
   px_fingerprint fingerprint;
   px_dtype dtype;
   double open_seconds;

@@ -9,8 +9,7 @@ static const char *gguf_key(const px_settings *s, const char *key, char text[128
   return text;
 }
 
-px_status px_settings_int(const px_settings *s, px_key key, int64_t fallback, int64_t min, int64_t max, int32_t *out,
-                          px_error *err) {
+px_status px_settings_int(const px_settings *s, px_key key, int64_t fallback, int64_t min, int64_t max, int32_t *out, px_error *err) {
   int64_t value = fallback;
   char full[128];
   const char *name = key.hf;
@@ -20,11 +19,10 @@ px_status px_settings_int(const px_settings *s, px_key key, int64_t fallback, in
     name = gguf_key(s, key.gguf, full);
     PX_TRY(px_gguf_int(s->gguf, name, fallback, &value, err));
   }
-  if (value == 0 && fallback == 0 && min > 0)
-    return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" is missing", s->path, name);
+  if (value == 0 && fallback == 0 && min > 0) return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" is missing", s->path, name);
   if (value < min || value > max)
-    return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" is %lld, must be between %lld and %lld", s->path, name,
-                   (long long)value, (long long)min, (long long)max);
+    return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" is %lld, must be between %lld and %lld", s->path, name, (long long)value,
+                   (long long)min, (long long)max);
   *out = (int32_t)value;
   return PX_OK;
 }
@@ -44,19 +42,16 @@ px_status px_settings_bool(const px_settings *s, const char *key, bool fallback,
 px_status px_settings_must(const px_settings *s, const char *key, bool value, px_error *err) {
   bool got = value;
   PX_TRY(px_settings_bool(s, key, value, &got, err));
-  if (got != value)
-    return px_fail(err, PX_BAD_FILE, "%s: \"%s\": %s is not supported", s->path, key, got ? "true" : "false");
+  if (got != value) return px_fail(err, PX_BAD_FILE, "%s: \"%s\": %s is not supported", s->path, key, got ? "true" : "false");
   return PX_OK;
 }
 
-px_status px_settings_act(const px_settings *s, const char *key, const char *fallback, px_act_kind *out,
-                          px_error *err) {
+px_status px_settings_act(const px_settings *s, const char *key, const char *fallback, px_act_kind *out, px_error *err) {
   static const struct {
     const char *name;
     px_act_kind kind;
-  } table[] = {{"silu", PX_ACT_SILU},          {"swish", PX_ACT_SILU},
-               {"gelu_new", PX_ACT_GELU_TANH}, {"gelu_pytorch_tanh", PX_ACT_GELU_TANH},
-               {"gelu", PX_ACT_GELU_ERF},      {"relu", PX_ACT_RELU}};
+  } table[] = {{"silu", PX_ACT_SILU},         {"swish", PX_ACT_SILU},    {"gelu_new", PX_ACT_GELU_TANH},
+               {"gelu_pytorch_tanh", PX_ACT_GELU_TANH}, {"gelu", PX_ACT_GELU_ERF}, {"relu", PX_ACT_RELU}};
   const char *name = fallback;
   if (s->json) PX_TRY(px_json_str(s->json, s->path, key, fallback, &name, err));
   for (size_t i = 0; i < sizeof table / sizeof *table; i++)
@@ -64,9 +59,7 @@ px_status px_settings_act(const px_settings *s, const char *key, const char *fal
       *out = table[i].kind;
       return PX_OK;
     }
-  return px_fail(err, PX_BAD_FILE,
-                 "%s: activation \"%s\" is not supported (silu, gelu_new, gelu_pytorch_tanh, gelu, relu are)", s->path,
-                 name);
+  return px_fail(err, PX_BAD_FILE, "%s: activation \"%s\" is not supported (silu, gelu_new, gelu_pytorch_tanh, gelu, relu are)", s->path, name);
 }
 
 /* config.json: `rope_parameters` (transformers 5), or rope_theta and rope_scaling. */
@@ -83,8 +76,7 @@ static px_status rope_from_json(const px_settings *s, px_rope_config *r, px_erro
     PX_TRY(px_json_str(scaling, s->path, "type", type, &type, err));
     PX_TRY(px_json_str(scaling, s->path, "rope_type", type, &type, err));
   }
-  if (share != 1.0)
-    return px_fail(err, PX_BAD_FILE, "%s: \"partial_rotary_factor\": %g is not supported (1 is)", s->path, share);
+  if (share != 1.0) return px_fail(err, PX_BAD_FILE, "%s: \"partial_rotary_factor\": %g is not supported (1 is)", s->path, share);
   r->type = PX_ROPE_DEFAULT;
   if (strcmp(type, "default") == 0) return PX_OK;
   PX_TRY(px_json_num(scaling, s->path, "factor", 0, &r->factor, err));
@@ -96,16 +88,12 @@ static px_status rope_from_json(const px_settings *s, px_rope_config *r, px_erro
     PX_TRY(px_json_num(scaling, s->path, "high_freq_factor", 0, &r->high_freq_factor, err));
     PX_TRY(px_json_num(scaling, s->path, "original_max_position_embeddings", 0, &r->original_context, err));
     if (r->low_freq_factor <= 0 || r->high_freq_factor <= r->low_freq_factor || r->original_context <= 0)
-      return px_fail(
-          err, PX_BAD_FILE,
-          "%s: rotary type \"llama3\" needs low_freq_factor < high_freq_factor and original_max_position_embeddings",
-          s->path);
+      return px_fail(err, PX_BAD_FILE,
+                     "%s: rotary type \"llama3\" needs low_freq_factor < high_freq_factor and original_max_position_embeddings", s->path);
   } else {
-    return px_fail(err, PX_BAD_FILE, "%s: rotary type \"%s\" is not supported (default, linear, llama3 are)", s->path,
-                   type);
+    return px_fail(err, PX_BAD_FILE, "%s: rotary type \"%s\" is not supported (default, linear, llama3 are)", s->path, type);
   }
-  if (!(r->factor > 0))
-    return px_fail(err, PX_BAD_FILE, "%s: rotary type \"%s\" needs a positive \"factor\"", s->path, type);
+  if (!(r->factor > 0)) return px_fail(err, PX_BAD_FILE, "%s: rotary type \"%s\" needs a positive \"factor\"", s->path, type);
   return PX_OK;
 }
 
@@ -126,9 +114,7 @@ static px_status rope_from_gguf(const px_settings *s, px_config *c, px_error *er
     PX_TRY(px_gguf_num(s->gguf, gguf_key(s, "rope.scaling.factor", key), 0, &r->factor, err));
     if (!(r->factor > 0)) return px_fail(err, PX_BAD_FILE, "%s: %s must be positive", s->path, key);
   } else if (strcmp(type, "none") != 0) {
-    return px_fail(err, PX_BAD_FILE,
-                   "%s: rotary type \"%s\" is not supported (none, linear, and llama3's rope_freqs are)", s->path,
-                   type);
+    return px_fail(err, PX_BAD_FILE, "%s: rotary type \"%s\" is not supported (none, linear, and llama3's rope_freqs are)", s->path, type);
   }
   const px_tensor_view *freqs = px_tensor_find(&s->gguf->tensors, "rope_freqs.weight");
   if (!freqs) return PX_OK;
@@ -159,8 +145,7 @@ static px_status window_layers(const px_settings *s, px_config *c, const json_t 
     else if (type && strcmp(type, "full_attention") == 0)
       c->windows[l] = 0;
     else
-      return px_fail(err, PX_BAD_FILE, "%s: layer type \"%s\" is not supported (full_attention, sliding_attention are)",
-                     s->path, type ? type : "?");
+      return px_fail(err, PX_BAD_FILE, "%s: layer type \"%s\" is not supported (full_attention, sliding_attention are)", s->path, type ? type : "?");
   }
   return PX_OK;
 }

@@ -68,8 +68,8 @@ static void shape_text(const px_tensor_view *view, char *text, size_t bytes) {
 }
 
 /* hf and gguf are templates; layer -1: none. rows x cols is the canonical shape (rows 0: a vector). */
-static void want(collector *c, const char *hf, const char *gguf, int layer, const char *suffix, int64_t rows,
-                 int64_t cols, int32_t permute_heads) {
+static void want(collector *c, const char *hf, const char *gguf, int layer, const char *suffix, int64_t rows, int64_t cols,
+                 int32_t permute_heads) {
   if (c->status != PX_OK) return;
   px_source *s = c->source;
   char name[256], file_name[256];
@@ -82,14 +82,12 @@ static void want(collector *c, const char *hf, const char *gguf, int layer, cons
   snprintf(file_name + file_used, sizeof file_name - (size_t)file_used, "%s", suffix);
   const px_tensor_view *view = find(s, file_name);
   if (!view) {
-    c->status = px_fail(c->err, PX_BAD_FILE, "%s: tensor %s is missing; the model is incomplete, get it again", s->path,
-                        file_name);
+    c->status = px_fail(c->err, PX_BAD_FILE, "%s: tensor %s is missing; the model is incomplete, get it again", s->path, file_name);
     return;
   }
   bool vector = rows == 0;
   bool transpose = s->is_gguf && s->config.conv1d && !vector && cols != 0 && strcmp(hf, s->config.hf->embed) != 0 &&
-                   (!s->config.hf->positions || strcmp(hf, s->config.hf->positions) != 0) &&
-                   strcmp(hf, s->config.hf->head) != 0;
+                   (!s->config.hf->positions || strcmp(hf, s->config.hf->positions) != 0) && strcmp(hf, s->config.hf->head) != 0;
   int64_t file_rows = transpose ? cols : rows, file_cols = transpose ? rows : cols;
   bool fits = vector ? view->dims == 1 && view->shape[0] == cols
                      : view->dims == 2 && view->shape[0] == file_rows && view->shape[1] == file_cols;
@@ -97,31 +95,25 @@ static void want(collector *c, const char *hf, const char *gguf, int layer, cons
     char shape[128];
     shape_text(view, shape, sizeof shape);
     if (vector)
-      c->status = px_fail(c->err, PX_BAD_FILE, "%s: tensor %s has shape %s, the model needs [%lld]", view->file,
-                          file_name, shape, (long long)cols);
+      c->status = px_fail(c->err, PX_BAD_FILE, "%s: tensor %s has shape %s, the model needs [%lld]", view->file, file_name, shape, (long long)cols);
     else
-      c->status = px_fail(c->err, PX_BAD_FILE, "%s: tensor %s has shape %s, the model needs [%lld, %lld]", view->file,
-                          file_name, shape, (long long)file_rows, (long long)file_cols);
+      c->status = px_fail(c->err, PX_BAD_FILE, "%s: tensor %s has shape %s, the model needs [%lld, %lld]", view->file, file_name, shape,
+                          (long long)file_rows, (long long)file_cols);
     return;
   }
   if (view->dtype == PX_I32 || view->dtype == PX_I64 || view->dtype == PX_U8) {
-    c->status =
-        px_fail(c->err, PX_BAD_FILE, "%s: tensor %s has type %s, weights must be f32, f16, bf16 or a GGUF block type",
-                view->file, file_name, px_dtype_name(view->dtype));
+    c->status = px_fail(c->err, PX_BAD_FILE, "%s: tensor %s has type %s, weights must be f32, f16, bf16 or a GGUF block type", view->file,
+                        file_name, px_dtype_name(view->dtype));
     return;
   }
   if (px_reserve(&c->items, &c->capacity, c->count + 1, sizeof *c->items) != 0) {
     c->status = px_fail(c->err, PX_NO_MEMORY, "no memory");
     return;
   }
-  c->items[c->count++] =
-      (px_named_tensor){.name = px_arena_strdup(&s->arena, name),
-                        .tensor = {.view = view,
-                                   .rows = vector ? 1 : rows,
-                                   .cols = cols,
-                                   .dims = vector ? 1 : 2,
-                                   .permute_heads = s->is_gguf && s->config.gguf_permuted ? permute_heads : 0,
-                                   .transpose = transpose}};
+  c->items[c->count++] = (px_named_tensor){
+      .name = px_arena_strdup(&s->arena, name),
+      .tensor = {.view = view, .rows = vector ? 1 : rows, .cols = cols, .dims = vector ? 1 : 2,
+                 .permute_heads = s->is_gguf && s->config.gguf_permuted ? permute_heads : 0, .transpose = transpose}};
 }
 
 static void want_norm(collector *c, const char *hf, const char *gguf, int layer, int64_t dim) {
@@ -129,8 +121,7 @@ static void want_norm(collector *c, const char *hf, const char *gguf, int layer,
   if (c->source->config.norm == PX_NORM_LAYER) want(c, hf, gguf, layer, ".bias", 0, dim, 0);
 }
 
-static void want_linear(collector *c, const char *hf, const char *gguf, int layer, int64_t out, int64_t in, bool bias,
-                        int32_t permute) {
+static void want_linear(collector *c, const char *hf, const char *gguf, int layer, int64_t out, int64_t in, bool bias, int32_t permute) {
   bool in_out = c->source->config.conv1d;
   want(c, hf, gguf, layer, ".weight", in_out ? in : out, in_out ? out : in, permute);
   if (bias) want(c, hf, gguf, layer, ".bias", 0, out, permute);
@@ -205,11 +196,8 @@ float px_canonical_value(const px_canonical *t, int64_t index) {
   const px_dtype_info *info = px_dtype_get(t->view->dtype);
   int64_t block = at / info->block_elements;
   float values[256];
-  px_dequant_args args = {.src_type = t->view->dtype,
-                          .dst_type = PX_F32,
-                          .count = info->block_elements,
-                          .src = (const char *)t->view->data + block * info->block_bytes,
-                          .dst = values};
+  px_dequant_args args = {.src_type = t->view->dtype, .dst_type = PX_F32, .count = info->block_elements,
+                          .src = (const char *)t->view->data + block * info->block_bytes, .dst = values};
   px_dequant_cpu(&args);
   return values[at % info->block_elements];
 }

@@ -21,10 +21,9 @@ typedef struct px_batch {
   const int32_t *label_group; /* [labels] group of the loss; NULL: 0 */
 } px_batch;
 
-/* Keys and values of earlier tokens, for generation. All pointers in backend memory, [layers] pointers in host memory.
- */
+/* Keys and values of earlier tokens, for generation. All pointers in backend memory, [layers] pointers in host memory. */
 typedef struct px_kv_cache {
-  void **k, **v; /* per layer [slots, kv_heads * head_dim] */
+  void **k, **v;              /* per layer [slots, kv_heads * head_dim] */
   int32_t page_tokens, max_blocks;
   const int32_t *block_table; /* of this batch's sequences */
   const int32_t *kv_lens;     /* [seqs] with the new tokens */
@@ -36,11 +35,11 @@ typedef struct px_stack {
   px_backend *be;
   const px_config *config;
   const px_weights *weights;
-  const px_hooks *hooks; /* NULL: the frozen model alone */
+  const px_hooks *hooks;    /* NULL: the frozen model alone */
   px_buffers *buffers;
-  px_batch batch;                            /* pointers into buffers after px_stack_begin */
-  px_kv_cache *cache;                        /* NULL: no generation */
-  void *delta;                               /* what the next norm adds to its input; NULL: nothing */
+  px_batch batch;           /* pointers into buffers after px_stack_begin */
+  px_kv_cache *cache;       /* NULL: no generation */
+  void *delta;              /* what the next norm adds to its input; NULL: nothing */
   void (*layer_done)(void *user, int layer); /* backward: this layer's gradients are complete; NULL: nobody asks */
   void *layer_done_user;
 } px_stack;
@@ -66,8 +65,7 @@ void px_layer_bwd(px_stack *s, int layer);
 
 /* Shared by the three: y = x W^T + b, and dx (+)= dy W. */
 void px_linear_fwd(px_stack *s, const px_weight *w, const void *x, int64_t x_stride, void *y, int64_t y_stride);
-void px_linear_bwd(px_stack *s, const px_weight *w, const void *dy, int64_t dy_stride, void *dx, int64_t dx_stride,
-                   bool accumulate);
+void px_linear_bwd(px_stack *s, const px_weight *w, const void *dy, int64_t dy_stride, void *dx, int64_t dx_stride, bool accumulate);
 px_attn_shape px_stack_attention(const px_stack *s, int layer);
 
 #endif

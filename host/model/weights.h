@@ -55,7 +55,7 @@ typedef struct px_canonical {
 } px_canonical;
 
 typedef struct px_weights {
-  px_dtype dtype;                   /* of matrices */
+  px_dtype dtype; /* of matrices */
   px_weight embed, positions, head; /* embed [vocab, dim]; head may be embed itself */
   px_norm_weight final_norm;
   px_layer_weights *layers;
@@ -78,9 +78,8 @@ px_status px_source_tensors(px_source *source, px_named_tensor **out, size_t *co
 /* The value at a canonical index, as float32 before any cast. */
 float px_canonical_value(const px_canonical *t, int64_t index);
 
-/* Loads into the backend with `dtype` (f32 or bf16) for matrices. Tensors of that very type are mapped, not copied, on
- * a host-visible backend, and are then not searched for NaN; all converted ones are: PX_BAD_FILE with name and index.
- */
+/* Loads into the backend with `dtype` (f32 or bf16) for matrices. Tensors of that very type are mapped, not copied, on a
+ * host-visible backend, and are then not searched for NaN; all converted ones are: PX_BAD_FILE with name and index. */
 px_status px_weights_load(px_source *source, px_backend *be, px_dtype dtype, px_weights *out, px_error *err);
 /* Searches mapped tensors for values that are not finite. */
 px_status px_source_verify(const px_source *source, px_error *err);

@@ -37,14 +37,13 @@ px_status px_template_detect(const px_tokenizer *tok, px_template *out, px_error
 
 /* A run of text and whether it is what an assistant turn must produce (scores). */
 typedef struct px_chat_piece {
-  char *text; /* in the arena */
+  char *text;      /* in the arena */
   size_t bytes;
-  bool assistant; /* content of an assistant turn with its end token */
+  bool assistant;  /* content of an assistant turn with its end token */
 } px_chat_piece;
 /* Writes the messages as text pieces; with add_generation_prompt the header of the next assistant turn ends it.
  * The ids of the joined pieces equal transformers' apply_chat_template. Wrong roles or order: PX_BAD_FILE. */
 px_status px_chat_render(px_template t, const px_tokenizer *tok, const px_chat_message *messages, size_t count,
-                         bool add_generation_prompt, px_arena *arena, px_chat_piece **pieces, size_t *piece_count,
-                         px_error *err);
+                         bool add_generation_prompt, px_arena *arena, px_chat_piece **pieces, size_t *piece_count, px_error *err);
 
 #endif

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Data files -> token rows, by the rules of docs/formats.md, in one function that train, eval, generate and probe
- * share.
+ * Data files -> token rows, by the rules of docs/formats.md, in one function that train, eval, generate and probe share.
  *
  *   {"prompt","completion"[,"references"]}  bos prompt completion eos; scores: completion and eos
  *   {"text"}                                bos text, no end token; scores: all but the first token
@@ -22,33 +21,33 @@
 typedef enum px_on_long { PX_LONG_ERROR = 0, PX_LONG_CUT, PX_LONG_DROP } px_on_long;
 
 typedef struct px_row_options {
-  int max_row_tokens; /* 0: no limit */
+  int max_row_tokens;   /* 0: no limit */
   px_on_long on_long;
-  bool loss_all; /* --loss all: every token but the first scores */
+  bool loss_all;        /* --loss all: every token but the first scores */
   bool no_bos, no_end;
-  px_template chat;   /* template for `messages` rows (detected or forced); NONE: such rows are an error */
-  bool keep_text;     /* keep prompt and reference texts (eval --generate) */
-  int32_t vocab_size; /* the model's; ids rows are checked against it. 0: the tokenizer's */
+  px_template chat;     /* template for `messages` rows (detected or forced); NONE: such rows are an error */
+  bool keep_text;       /* keep prompt and reference texts (eval --generate) */
+  int32_t vocab_size;   /* the model's; ids rows are checked against it. 0: the tokenizer's */
 } px_row_options;
 
 /* All rows of a file, compactly: one run of ids, one bit per token that scores, offsets.
  * Token j of a row scores when its bit is set: its loss is -log p(token j | before). Bit 0 of a row is never set. */
 typedef struct px_rows {
   size_t count;
-  uint64_t *offsets;    /* [count + 1] into ids */
-  int32_t *ids;         /* [offsets[count]] */
-  uint8_t *scores;      /* bit i belongs to ids[i] */
-  uint32_t *prompt_len; /* [count] tokens before the first that scores' run (0 for text rows) */
-  uint64_t *line;       /* [count] line of the file, from 1 */
+  uint64_t *offsets;      /* [count + 1] into ids */
+  int32_t *ids;           /* [offsets[count]] */
+  uint8_t *scores;        /* bit i belongs to ids[i] */
+  uint32_t *prompt_len;   /* [count] tokens before the first that scores' run (0 for text rows) */
+  uint64_t *line;         /* [count] line of the file, from 1 */
   size_t scored_tokens;
-  size_t longest;      /* tokens of the longest row */
-  size_t dropped, cut; /* by on_long */
-  char digest[65];     /* SHA-256 of the file's bytes */
+  size_t longest;         /* tokens of the longest row */
+  size_t dropped, cut;    /* by on_long */
+  char digest[65];        /* SHA-256 of the file's bytes */
   /* keep_text only: */
-  char **prompts;     /* [count] text the model is prompted with */
-  char **targets;     /* [count] text of the completion */
-  char ***references; /* [count] NULL-terminated list (the row's `references`, else its completion) */
-  px_arena arena;     /* the texts */
+  char **prompts;         /* [count] text the model is prompted with */
+  char **targets;         /* [count] text of the completion */
+  char ***references;     /* [count] NULL-terminated list (the row's `references`, else its completion) */
+  px_arena arena;         /* the texts */
 } px_rows;
 
 static inline bool px_row_scores(const px_rows *r, uint64_t i) { return r->scores[i >> 3] >> (i & 7) & 1; }
@@ -70,10 +69,8 @@ typedef struct px_row_item {
 } px_row_item;
 px_status px_rows_items(const px_rows *rows, px_arena *arena, px_row_item **items, size_t *count, px_error *err);
 
-/* The ids a model is prompted with: begin token by the rules, text encoded (chat: template applied to one user turn).
- */
-px_status px_prompt_ids(const px_tokenizer *tok, const px_row_options *options, const char *prompt, bool chat,
-                        px_ids *out, px_error *err);
+/* The ids a model is prompted with: begin token by the rules, text encoded (chat: template applied to one user turn). */
+px_status px_prompt_ids(const px_tokenizer *tok, const px_row_options *options, const char *prompt, bool chat, px_ids *out, px_error *err);
 
 /* Prompts for `generate --prompts F`: rows with `prompt` (or `messages`), else a line each. Texts in *arena. */
 px_status px_prompts_read(const char *path, char ***prompts, size_t *count, px_arena *arena, px_error *err);

@@ -57,8 +57,8 @@ px_status px_row_parse(const char *path, uint64_t line, const char *text, size_t
 px_status px_row_messages(const char *path, uint64_t line, const json_t *list, px_arena *arena,
                           px_chat_message **messages, size_t *count, px_error *err);
 
-/* Ids of the pieces' joined text, appended to *ids; where `scores` is not NULL, (*scores)[i] becomes 1 for the tokens
- * of assistant pieces. A token across the border of two pieces counts as the second's. */
+/* Ids of the pieces' joined text, appended to *ids; where `scores` is not NULL, (*scores)[i] becomes 1 for the tokens of
+ * assistant pieces. A token across the border of two pieces counts as the second's. */
 px_status px_chat_encode(const px_tokenizer *tok, const px_chat_piece *pieces, size_t count, px_ids *ids,
                          uint8_t **scores, size_t *score_cap, px_ids *part, px_error *err);
 

@@ -340,8 +340,7 @@ static px_status row_kind_of(const px_row_reader *r, uint64_t line, json_t *row,
   if (first) return PX_OK;
   return px_fail(err, PX_BAD_FILE,
                  LINE
-                 ": the row has none of the fields that pfx knows; it needs prompt and completion (and references), or "
-                 "text, or messages, "
+                 ": the row has none of the fields that pfx knows; it needs prompt and completion (and references), or text, or messages, "
                  "or ids and labels",
                  r->path, line);
 }

@@ -19,15 +19,15 @@ px_status px_tokenizer_open(const char *path, px_tokenizer **out, px_error *err)
 void px_tokenizer_close(px_tokenizer *tok);
 
 typedef struct px_tokenizer_info {
-  int32_t vocab_size;      /* largest id + 1 */
-  int32_t bos, eos, pad;   /* -1: none */
-  const int32_t *stop_ids; /* ids that end generation (eos and what generation_config names), borrowed */
+  int32_t vocab_size;     /* largest id + 1 */
+  int32_t bos, eos, pad;  /* -1: none */
+  const int32_t *stop_ids;/* ids that end generation (eos and what generation_config names), borrowed */
   int stop_count;
-  bool add_bos;              /* rows of training data and prompts start with bos (formats.md, Data) */
-  const char *kind;          /* "byte-level BPE" or "SentencePiece BPE" */
-  const char *split;         /* "gpt-2", "smollm", "qwen2", "llama-3", "starcoder", "gpt-neox", "custom", "none" */
+  bool add_bos;           /* rows of training data and prompts start with bos (formats.md, Data) */
+  const char *kind;       /* "byte-level BPE" or "SentencePiece BPE" */
+  const char *split;      /* "gpt-2", "smollm", "qwen2", "llama-3", "starcoder", "gpt-neox", "custom", "none" */
   const char *chat_template; /* its text, NULL where there is none */
-  char digest[65];           /* SHA-256 over tokens, merges, split rule, special ids: not the bytes of a file */
+  char digest[65];        /* SHA-256 over tokens, merges, split rule, special ids: not the bytes of a file */
 } px_tokenizer_info;
 const px_tokenizer_info *px_tokenizer_info_get(const px_tokenizer *tok);
 
@@ -40,19 +40,16 @@ void px_ids_free(px_ids *ids);
 px_status px_ids_push(px_ids *ids, int32_t id, px_error *err);
 
 enum {
-  PX_ENCODE_NO_SPECIAL = 1, /* special tokens in the text are ordinary text (added ones that are not special stay) */
-  PX_ENCODE_NO_DUMMY_SPACE =
-      2, /* no space put in front of the text, it continues another (SentencePiece, add_prefix_space) */
+  PX_ENCODE_NO_SPECIAL = 1,     /* special tokens in the text are ordinary text (added ones that are not special stay) */
+  PX_ENCODE_NO_DUMMY_SPACE = 2, /* no space put in front of the text, it continues another (SentencePiece, add_prefix_space) */
 };
 /* Appends the ids of `bytes` to *ids. No begin or end token is added. Invalid UTF-8 becomes U+FFFD per maximal
  * subpart. Time is linear (n log n at worst) in the text for any input. */
-px_status px_tokenizer_encode(const px_tokenizer *tok, const char *bytes, size_t count, int flags, px_ids *ids,
-                              px_error *err);
+px_status px_tokenizer_encode(const px_tokenizer *tok, const char *bytes, size_t count, int flags, px_ids *ids, px_error *err);
 
 /* Appends the text of ids, as tokenizers' decode(skip_special_tokens=...) (bytes that are no UTF-8 become U+FFFD).
  * An id outside the vocabulary is PX_INVALID. */
-px_status px_tokenizer_decode(const px_tokenizer *tok, const int32_t *ids, size_t count, bool skip_special, px_buf *out,
-                              px_error *err);
+px_status px_tokenizer_decode(const px_tokenizer *tok, const int32_t *ids, size_t count, bool skip_special, px_buf *out, px_error *err);
 
 /* The token's own spelling in the vocabulary file (borrowed), NULL when the id has none; id of a spelling, or -1. */
 const char *px_tokenizer_token(const px_tokenizer *tok, int32_t id);

@@ -40,9 +40,7 @@ static void make_order(px_batches *b, uint32_t epoch) {
   b->order_epoch = epoch;
 }
 
-static int64_t row_tokens(const px_batches *b, uint32_t row) {
-  return (int64_t)(b->rows->offsets[row + 1] - b->rows->offsets[row]);
-}
+static int64_t row_tokens(const px_batches *b, uint32_t row) { return (int64_t)(b->rows->offsets[row + 1] - b->rows->offsets[row]); }
 
 /* The batch at *cursor: how many rows of the order, tokens and labels; moves the cursor behind it. */
 static void take(px_batches *b, px_cursor *cursor, uint64_t *first, int64_t *rows, int64_t *tokens, int64_t *labels) {
@@ -53,8 +51,7 @@ static void take(px_batches *b, px_cursor *cursor, uint64_t *first, int64_t *row
   while (cursor->row < b->rows->count) {
     uint32_t row = b->order[cursor->row];
     int64_t more = row_tokens(b, row);
-    if (b->options.batch_rows ? *rows >= b->options.batch_rows : *rows && *tokens + more > b->options.batch_tokens)
-      break;
+    if (b->options.batch_rows ? *rows >= b->options.batch_rows : *rows && *tokens + more > b->options.batch_tokens) break;
     *tokens += more;
     *labels += b->row_labels[row];
     ++*rows;
@@ -121,14 +118,7 @@ px_status px_batches_next(px_batches *b, px_cursor *cursor, int32_t first_positi
     }
   }
   offsets[rows] = t;
-  b->batch = (px_batch){.tokens = t,
-                        .seqs = (int32_t)rows,
-                        .labels = l,
-                        .ids = ids,
-                        .positions = positions,
-                        .offsets = offsets,
-                        .adapter = adapters,
-                        .label_rows = label_rows,
-                        .targets = targets};
+  b->batch = (px_batch){.tokens = t, .seqs = (int32_t)rows, .labels = l, .ids = ids, .positions = positions, .offsets = offsets,
+                        .adapter = adapters, .label_rows = label_rows, .targets = targets};
   return PX_OK;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Rows -> batches: a seeded shuffle per epoch and packing without padding. A pure function of (rows, options, cursor),
- * so a place in a run is one cursor and resume is exact. */
+ * Rows -> batches: a seeded shuffle per epoch and packing without padding. A pure function of (rows, options, cursor), so
+ * a place in a run is one cursor and resume is exact. */
 #ifndef PX_TRAIN_BATCHES_H
 #define PX_TRAIN_BATCHES_H
 
@@ -24,11 +24,11 @@ typedef struct px_cursor {
 typedef struct px_batches {
   const px_rows *rows;
   px_batch_options options;
-  uint32_t *row_labels; /* [rows] tokens that score */
-  uint32_t *order;      /* [rows] of order_epoch */
-  int64_t order_epoch;  /* -1: none yet */
-  px_batch batch;       /* of the last px_batches_next, host memory owned here */
-  uint32_t *batch_rows; /* [batch.seqs] index of each sequence's row */
+  uint32_t *row_labels;   /* [rows] tokens that score */
+  uint32_t *order;        /* [rows] of order_epoch */
+  int64_t order_epoch;    /* -1: none yet */
+  px_batch batch;         /* of the last px_batches_next, host memory owned here */
+  uint32_t *batch_rows;   /* [batch.seqs] index of each sequence's row */
   int32_t *memory;
   size_t capacity, rows_capacity;
 } px_batches;
@@ -41,8 +41,8 @@ typedef struct px_batch_extent {
 
 px_status px_batches_open(const px_rows *rows, const px_batch_options *options, px_batches *out, px_error *err);
 void px_batches_close(px_batches *b);
-/* Fills b->batch with the rows at *cursor (positions start at first_position; adapter id `adapter`, -1: none) and moves
- * the cursor. The end of an epoch ends a batch. */
+/* Fills b->batch with the rows at *cursor (positions start at first_position; adapter id `adapter`, -1: none) and moves the
+ * cursor. The end of an epoch ends a batch. */
 px_status px_batches_next(px_batches *b, px_cursor *cursor, int32_t first_position, int32_t adapter, px_error *err);
 /* Walks `count` batches from the cursor on without filling any. */
 px_batch_extent px_batches_walk(px_batches *b, px_cursor cursor, uint64_t count);

@@ -17,8 +17,7 @@ struct px_evaluator {
   px_group *group;
 };
 
-px_status px_evaluator_open(const px_model *model, px_backend *be, const px_rows *rows, int32_t prefix_tokens,
-                            px_evaluator **out, px_error *err) {
+px_status px_evaluator_open(const px_model *model, px_backend *be, const px_rows *rows, int32_t prefix_tokens, px_evaluator **out, px_error *err) {
   *out = NULL;
   px_evaluator *e = px_calloc(1, sizeof *e);
   if (!e) return px_fail(err, PX_NO_MEMORY, "no memory");
@@ -29,12 +28,8 @@ px_status px_evaluator_open(const px_model *model, px_backend *be, const px_rows
   if (status == PX_OK) {
     e->batch_count = px_batches_per_epoch(&e->batches, 0);
     px_batch_extent x = px_batches_walk(&e->batches, (px_cursor){0}, e->batch_count);
-    px_plan_request request = {.dtype = model->dtype,
-                               .tokens = x.most_tokens,
-                               .seqs = x.most_rows,
-                               .labels = x.most_labels,
-                               .positions = prefix_tokens + (int64_t)rows->longest,
-                               .segment_rows = prefix_tokens,
+    px_plan_request request = {.dtype = model->dtype, .tokens = x.most_tokens, .seqs = x.most_rows, .labels = x.most_labels,
+                               .positions = prefix_tokens + (int64_t)rows->longest, .segment_rows = prefix_tokens,
                                .logit_rows = x.most_labels < EVAL_LOGIT_ROWS ? x.most_labels : EVAL_LOGIT_ROWS};
     status = px_buffers_open(px_model_config(model), be, &request, &e->buffers, err);
   }
@@ -72,16 +67,11 @@ static px_status add_row_losses(px_evaluator *e, double *row_loss, px_error *err
   return PX_OK;
 }
 
-px_status px_evaluator_run(px_evaluator *e, const px_hooks *hooks, int32_t prefix_tokens, double *row_loss,
-                           px_eval_result *out, px_error *err) {
+px_status px_evaluator_run(px_evaluator *e, const px_hooks *hooks, int32_t prefix_tokens, double *row_loss, px_eval_result *out, px_error *err) {
   double start = px_clock();
   *out = (px_eval_result){0};
   px_cursor cursor = {0};
-  px_stack s = {.be = e->be,
-                .config = px_model_config(e->model),
-                .weights = &e->model->weights,
-                .hooks = hooks,
-                .buffers = &e->buffers};
+  px_stack s = {.be = e->be, .config = px_model_config(e->model), .weights = &e->model->weights, .hooks = hooks, .buffers = &e->buffers};
   px_backend_zero(e->be, e->group, sizeof *e->group);
   for (uint64_t i = 0; i < e->batch_count; i++) {
     PX_TRY(px_batches_next(&e->batches, &cursor, prefix_tokens, hooks ? 0 : -1, err));
@@ -102,8 +92,8 @@ px_status px_evaluator_run(px_evaluator *e, const px_hooks *hooks, int32_t prefi
   return PX_OK;
 }
 
-px_status px_eval_loss(const px_model *model, px_backend *be, const px_rows *rows, const px_hooks *hooks,
-                       int32_t prefix_tokens, double *row_loss, px_eval_result *out, px_error *err) {
+px_status px_eval_loss(const px_model *model, px_backend *be, const px_rows *rows, const px_hooks *hooks, int32_t prefix_tokens,
+                       double *row_loss, px_eval_result *out, px_error *err) {
   px_evaluator *e = NULL;
   PX_TRY(px_evaluator_open(model, be, rows, prefix_tokens, &e, err));
   for (size_t r = 0; row_loss && r < rows->count; r++) row_loss[r] = 0;

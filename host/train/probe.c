@@ -40,13 +40,8 @@ static px_status all_logits(probe *p, px_stack *s, int64_t from_token, px_error 
   return PX_OK;
 }
 
-static px_status pass(probe *p, const px_hooks *hooks, int32_t prefix_tokens, bool gradients, uint64_t batch_count,
-                      px_error *err) {
-  px_stack s = {.be = p->be,
-                .config = px_model_config(p->model),
-                .weights = &p->model->weights,
-                .hooks = hooks,
-                .buffers = &p->buffers};
+static px_status pass(probe *p, const px_hooks *hooks, int32_t prefix_tokens, bool gradients, uint64_t batch_count, px_error *err) {
+  px_stack s = {.be = p->be, .config = px_model_config(p->model), .weights = &p->model->weights, .hooks = hooks, .buffers = &p->buffers};
   px_cursor cursor = {0};
   int64_t token = 0;
   for (uint64_t i = 0; i < batch_count; i++) {
@@ -63,21 +58,15 @@ static px_status pass(probe *p, const px_hooks *hooks, int32_t prefix_tokens, bo
   return px_backend_status(p->be, err);
 }
 
-static px_status open_probe(probe *p, const px_rows *rows, int32_t prefix_tokens, uint64_t *batch_count,
-                            px_error *err) {
+static px_status open_probe(probe *p, const px_rows *rows, int32_t prefix_tokens, uint64_t *batch_count, px_error *err) {
   const px_config *c = px_model_config(p->model);
   px_batch_options options = {.batch_tokens = PROBE_TOKENS};
   PX_TRY(px_batches_open(rows, &options, &p->batches, err));
   *batch_count = px_batches_per_epoch(&p->batches, 0);
   px_batch_extent x = px_batches_walk(&p->batches, (px_cursor){0}, *batch_count);
-  px_plan_request request = {.dtype = p->model->dtype,
-                             .tokens = x.most_tokens,
-                             .seqs = x.most_rows,
-                             .labels = x.most_tokens,
-                             .positions = prefix_tokens + (int64_t)rows->longest,
-                             .segment_rows = prefix_tokens,
-                             .logit_rows = PROBE_LOGIT_ROWS,
-                             .backward = true};
+  px_plan_request request = {.dtype = p->model->dtype, .tokens = x.most_tokens, .seqs = x.most_rows, .labels = x.most_tokens,
+                             .positions = prefix_tokens + (int64_t)rows->longest, .segment_rows = prefix_tokens,
+                             .logit_rows = PROBE_LOGIT_ROWS, .backward = true};
   PX_TRY(px_buffers_open(c, p->be, &request, &p->buffers, err));
   p->group = px_backend_alloc(p->be, sizeof *p->group);
   p->chunk = px_backend_alloc(p->be, (size_t)PROBE_LOGIT_ROWS * (size_t)c->vocab * sizeof(float));
@@ -85,10 +74,9 @@ static px_status open_probe(probe *p, const px_rows *rows, int32_t prefix_tokens
   p->all_rows = px_calloc((size_t)x.most_tokens, sizeof *p->all_rows);
   if (!p->group || !p->chunk || !p->logits || !p->all_rows) {
     px_status status = px_backend_status(p->be, err);
-    return status != PX_OK
-               ? status
-               : px_fail(err, PX_NO_MEMORY, "no memory for the logits of %lld tokens (%.1f GB): probe fewer rows",
-                         (long long)x.tokens, (double)x.tokens * c->vocab * 4 / 1e9);
+    return status != PX_OK ? status
+                           : px_fail(err, PX_NO_MEMORY, "no memory for the logits of %lld tokens (%.1f GB): probe fewer rows", (long long)x.tokens,
+                                     (double)x.tokens * c->vocab * 4 / 1e9);
   }
   px_backend_zero(p->be, p->group, sizeof *p->group);
   return PX_OK;
@@ -113,8 +101,8 @@ static px_status write_probe(probe *p, const px_rows *rows, px_tune *tune, const
   for (int64_t t = 0; t < tokens; t++) label[t] = px_row_scores(rows, (uint64_t)t) ? rows->ids[t] : -100;
   for (size_t r = 0; r <= rows->count; r++) offsets[r] = (int32_t)rows->offsets[r];
   px_tensor_view views[6] = {view("ids", PX_I32, tokens, 0, rows->ids), view("labels", PX_I32, tokens, 0, label),
-                             view("offsets", PX_I32, (int64_t)rows->count + 1, 0, offsets),
-                             view("logits", PX_F32, tokens, c->vocab, p->logits), view("loss", PX_F32, 1, 0, &loss)};
+                             view("offsets", PX_I32, (int64_t)rows->count + 1, 0, offsets), view("logits", PX_F32, tokens, c->vocab, p->logits),
+                             view("loss", PX_F32, 1, 0, &loss)};
   size_t count = 5;
   if (tune) {
     int64_t cols = 2 * (int64_t)c->layers * c->kv_heads * c->head_dim;
@@ -131,8 +119,7 @@ static px_status write_probe(probe *p, const px_rows *rows, px_tune *tune, const
 }
 
 /* An adapter becomes a tune part that starts there, so that both go one way. The caller has checked that it fits. */
-static px_status open_part(const px_model *model, px_backend *be, const px_adapter *adapter, px_tune **out,
-                           px_error *err) {
+static px_status open_part(const px_model *model, px_backend *be, const px_adapter *adapter, px_tune **out, px_error *err) {
   px_tune_spec spec = {.init = PX_INIT_ADAPTER, .init_value = (char *)(uintptr_t)adapter->path, .force = true};
   return px_tune_open(model, be, NULL, &spec, 0, out, err);
 }
@@ -144,8 +131,7 @@ px_status px_probe(const px_model *model, px_backend *be, const px_rows *rows, c
   uint64_t batch_count = 0;
   px_status status = adapter ? open_part(model, be, adapter, &part, err) : PX_OK;
   int32_t prefix_tokens = part ? part->tokens : 0;
-  if (status == PX_OK && rows->offsets[rows->count] > INT32_MAX)
-    status = px_fail(err, PX_INVALID, "too many tokens to probe");
+  if (status == PX_OK && rows->offsets[rows->count] > INT32_MAX) status = px_fail(err, PX_INVALID, "too many tokens to probe");
   if (status == PX_OK) status = open_probe(&p, rows, prefix_tokens, &batch_count, err);
   if (status == PX_OK && part) {
     px_tune_zero_grads(part);

@@ -9,7 +9,7 @@
 
 /* All that exact resume needs besides the trained tensors. */
 typedef struct px_run_state {
-  int64_t step; /* updates done */
+  int64_t step;          /* updates done */
   px_cursor cursor;
   double first_valid_loss, last_valid_loss, best_valid_loss, last_loss; /* NaN: not measured */
   int64_t best_step, evals_without_better;
@@ -20,20 +20,20 @@ typedef struct px_run_state {
 typedef struct px_run {
   const px_model *model;
   const px_tokenizer *tok;
-  px_train_options options; /* every default filled in; strings in the arena */
+  px_train_options options;   /* every default filled in; strings in the arena */
   px_tune_spec spec;
   px_rows train, valid;
   px_batches batches;
   px_backend *be;
   px_tune *tune;
   px_buffers buffers;
-  px_evaluator *evaluator; /* NULL without --valid */
-  px_group *group;         /* backend memory */
+  px_evaluator *evaluator;    /* NULL without --valid */
+  px_group *group;            /* backend memory */
   px_run_state state;
   int metrics_fd;
   const px_train_callbacks *calls;
-  double seconds, started; /* of this process */
-  int64_t tokens_here;     /* of this process */
+  double seconds, started;    /* of this process */
+  int64_t tokens_here;        /* of this process */
   px_arena arena;
 } px_run;
 

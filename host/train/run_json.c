@@ -14,39 +14,32 @@ static json_t *text_or_null(const char *text) { return text ? json_string(text) 
 
 static json_t *settings(const px_run *run) {
   const px_train_options *o = &run->options;
-  return json_pack(
-      "{s:o s:o s:o s:o s:o s:o s:I s:o s:I s:f s:I s:s s:I s:I s:I s:f s:f s:f s:f s:f s:I s:I s:I s:f s:I s:s s:b "
-      "s:b s:b s:s s:b s:s}",
-      "model", text_or_null(o->model_path), "data", text_or_null(o->data), "valid", text_or_null(o->valid), "out",
-      text_or_null(o->out), "tune", text_or_null(o->tune), "init", text_or_null(o->init), "reparam",
-      (json_int_t)o->reparam, "prefix_tokens", json_integer(run->tune->tokens), "steps", (json_int_t)o->steps, "lr",
-      o->lr, "warmup", (json_int_t)o->warmup, "schedule", schedule_names[o->schedule], "batch_rows",
-      (json_int_t)o->batch_rows, "batch_tokens", (json_int_t)o->batch_tokens, "accumulate", (json_int_t)o->accumulate,
-      "beta1", o->beta1, "beta2", o->beta2, "eps", o->eps, "weight_decay", o->weight_decay, "clip", o->clip,
-      "eval_every", (json_int_t)o->eval_every, "save_every", (json_int_t)o->save_every, "patience",
-      (json_int_t)o->patience, "prefix_dropout", o->prefix_dropout, "max_row_tokens",
-      (json_int_t)o->rows.max_row_tokens, "on_long", long_names[o->rows.on_long], "loss_all", o->rows.loss_all,
-      "no_bos", o->rows.no_bos, "no_end", o->rows.no_end, "template", px_template_name(o->rows.chat), "no_fingerprint",
-      o->no_fingerprint, "seed", px_arena_printf((px_arena *)&run->arena, "%llu", (unsigned long long)o->seed));
+  return json_pack("{s:o s:o s:o s:o s:o s:o s:I s:o s:I s:f s:I s:s s:I s:I s:I s:f s:f s:f s:f s:f s:I s:I s:I s:f s:I s:s s:b s:b s:b s:s s:b s:s}",
+                   "model", text_or_null(o->model_path), "data", text_or_null(o->data), "valid", text_or_null(o->valid), "out",
+                   text_or_null(o->out), "tune", text_or_null(o->tune), "init", text_or_null(o->init), "reparam", (json_int_t)o->reparam,
+                   "prefix_tokens", json_integer(run->tune->tokens), "steps", (json_int_t)o->steps, "lr", o->lr, "warmup",
+                   (json_int_t)o->warmup, "schedule", schedule_names[o->schedule], "batch_rows", (json_int_t)o->batch_rows,
+                   "batch_tokens", (json_int_t)o->batch_tokens, "accumulate", (json_int_t)o->accumulate, "beta1", o->beta1, "beta2",
+                   o->beta2, "eps", o->eps, "weight_decay", o->weight_decay, "clip", o->clip, "eval_every", (json_int_t)o->eval_every,
+                   "save_every", (json_int_t)o->save_every, "patience", (json_int_t)o->patience, "prefix_dropout", o->prefix_dropout,
+                   "max_row_tokens", (json_int_t)o->rows.max_row_tokens, "on_long", long_names[o->rows.on_long], "loss_all",
+                   o->rows.loss_all, "no_bos", o->rows.no_bos, "no_end", o->rows.no_end, "template", px_template_name(o->rows.chat),
+                   "no_fingerprint", o->no_fingerprint, "seed", px_arena_printf((px_arena *)&run->arena, "%llu", (unsigned long long)o->seed));
 }
 
 px_status px_run_write_json(const px_run *run, px_error *err) {
-  json_t *environment =
-      json_pack("{s:s s:s s:s s:i s:s}", "version", PX_VERSION, "device", run->be->name, "products", run->be->products,
-                "threads", run->be->threads, "dtype", px_dtype_name(run->model->dtype));
-  static const char *const variables[] = {"OMP_NUM_THREADS",    "OMP_PLACES",       "OMP_PROC_BIND",
-                                          "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE"};
+  json_t *environment = json_pack("{s:s s:s s:s s:i s:s}", "version", PX_VERSION, "device", run->be->name, "products", run->be->products,
+                                  "threads", run->be->threads, "dtype", px_dtype_name(run->model->dtype));
+  static const char *const variables[] = {"OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA",
+                                          "ONEDNN_DEFAULT_FPMATH_MODE"};
   for (size_t i = 0; i < sizeof variables / sizeof *variables; i++)
     if (getenv(variables[i])) json_object_set_new(environment, variables[i], json_string(getenv(variables[i])));
-  json_t *digests = json_pack("{s:s s:s s:o s:s s:o}", "model_arch", run->model->fingerprint.arch, "model_base",
-                              run->model->fingerprint.base, "tokenizer",
-                              text_or_null(run->tok ? px_tokenizer_info_get(run->tok)->digest : NULL), "data",
-                              run->train.digest, "valid", text_or_null(run->options.valid ? run->valid.digest : NULL));
-  json_t *root = json_pack("{s:i s:o s:o s:o}", "pfx_run", 1, "settings", settings(run), "environment", environment,
-                           "digests", digests);
+  json_t *digests = json_pack("{s:s s:s s:o s:s s:o}", "model_arch", run->model->fingerprint.arch, "model_base", run->model->fingerprint.base,
+                              "tokenizer", text_or_null(run->tok ? px_tokenizer_info_get(run->tok)->digest : NULL), "data", run->train.digest,
+                              "valid", text_or_null(run->options.valid ? run->valid.digest : NULL));
+  json_t *root = json_pack("{s:i s:o s:o s:o}", "pfx_run", 1, "settings", settings(run), "environment", environment, "digests", digests);
   px_buf text = {0};
-  px_status status = root ? px_json_dump(root, &text, err)
-                          : px_fail(err, PX_FAILED, "a path of this run is no UTF-8 and cannot be recorded");
+  px_status status = root ? px_json_dump(root, &text, err) : px_fail(err, PX_FAILED, "a path of this run is no UTF-8 and cannot be recorded");
   json_decref(root);
   px_buf_puts(&text, "\n");
   char *path = px_arena_printf((px_arena *)&run->arena, "%s/run.json", run->options.out);
@@ -156,9 +149,8 @@ px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out,
   out->data_digest = get_text(&r, "data");
   out->valid_digest = get_text(&r, "valid");
   json_decref(root);
-  if (r.status == PX_OK &&
-      (!out->options.model_path || !out->options.data || !out->options.out || !out->options.tune || !out->base ||
-       !out->data_digest || !out->device || !out->products || !out->version || out->options.steps < 1))
+  if (r.status == PX_OK && (!out->options.model_path || !out->options.data || !out->options.out || !out->options.tune || !out->base ||
+                            !out->data_digest || !out->device || !out->products || !out->version || out->options.steps < 1))
     return px_fail(err, PX_BAD_FILE, "%s: a field that every run has is missing", path);
   return r.status;
 }

@@ -67,8 +67,8 @@ static px_status open_folder(const px_train_options *o, bool *made, px_error *er
   return px_file_exists(path)
              ? px_fail(err, PX_INVALID, "%s holds a run: --resume %s goes on with it, --force replaces it", o->out,
                        o->out)
-             : px_fail(err, PX_INVALID, "%s exists and is not empty: name another folder, or --force to write into it",
-                       o->out);
+             : px_fail(err, PX_INVALID,
+                       "%s exists and is not empty: name another folder, or --force to write into it", o->out);
 }
 
 /* Removes what writers that were killed left behind (FILE.tmp.XXXXXX), and with `all` the files of an old run too. */
@@ -146,11 +146,10 @@ static px_status settle_schedule(px_run *run, px_error *err) {
  * read (what it started from may be gone by then); 0 for a run that starts. */
 static px_status set_up(px_run *run, int32_t restored_tokens, px_error *err) {
   px_train_options *o = &run->options;
-  PX_TRY(px_backend_open(&(px_backend_options){.device = run->model->be->device,
-                                               .threads = run->model->be->threads,
-                                               .log = run->calls->log,
-                                               .pack_weights = run->model->dtype == PX_BF16},
-                         &run->be, err));
+  PX_TRY(px_backend_open(
+      &(px_backend_options){
+          .device = run->model->be->device, .threads = run->model->be->threads, .log = run->calls->log, .pack_weights = run->model->dtype == PX_BF16},
+      &run->be, err));
   PX_TRY(px_tune_parse(o->tune, o->init, o->reparam, &run->spec, err));
   run->spec.force = o->force;
   run->spec.restored = restored_tokens > 0;
@@ -419,8 +418,8 @@ px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_
   return status;
 }
 
-px_status px_train_read_run(const char *dir, px_arena *arena, px_train_options *options, const char **device,
-                            int *dtype, int *threads, px_error *err) {
+px_status px_train_read_run(const char *dir, px_arena *arena, px_train_options *options, const char **device, int *dtype, int *threads,
+                            px_error *err) {
   px_run_record record;
   PX_TRY(px_run_read_json(dir, arena, &record, err));
   *options = record.options;

@@ -25,19 +25,18 @@ typedef enum px_fit {
 } px_fit;
 
 /* Does it fit? PX_MISMATCH says what differs, and for other weights of the same shape by how much (relative L2 of the
- * samples) with a likely cause. `tok` may be NULL; another tokenizer or template only adds to *warning (a px_buf, may
- * be NULL). A shape that does not fit is a mismatch with force too. */
-px_status px_adapter_fits(const px_adapter *adapter, const px_model *model, const px_tokenizer *tok, bool force,
-                          px_fit *fit, px_buf *warning, px_error *err);
+ * samples) with a likely cause. `tok` may be NULL; another tokenizer or template only adds to *warning (a px_buf, may be
+ * NULL). A shape that does not fit is a mismatch with force too. */
+px_status px_adapter_fits(const px_adapter *adapter, const px_model *model, const px_tokenizer *tok, bool force, px_fit *fit,
+                          px_buf *warning, px_error *err);
 
-/* The pfx.* metadata of an adapter trained on `model`: pfx.arch, pfx.base, pfx.samples, pfx.position_mode,
- * pfx.tokenizer, pfx.template, pfx.version, pfx.training, sorted by key. Strings in *arena. `training` is a short JSON
- * summary without times. */
-px_status px_adapter_metadata(const px_model *model, const px_tokenizer *tok, const char *template_name,
-                              const char *training, px_arena *arena, px_meta **out, size_t *count, px_error *err);
+/* The pfx.* metadata of an adapter trained on `model`: pfx.arch, pfx.base, pfx.samples, pfx.position_mode, pfx.tokenizer,
+ * pfx.template, pfx.version, pfx.training, sorted by key. Strings in *arena. `training` is a short JSON summary without times. */
+px_status px_adapter_metadata(const px_model *model, const px_tokenizer *tok, const char *template_name, const char *training,
+                              px_arena *arena, px_meta **out, size_t *count, px_error *err);
 
 /* Writes a prefix of `model` as PEFT's folder; metadata as above, or none. base_name: base_model_name_or_path. */
-px_status px_adapter_write(const char *path, const px_model *model, const char *base_name, const float *values,
-                           int32_t tokens, const px_meta *metadata, size_t count, px_error *err);
+px_status px_adapter_write(const char *path, const px_model *model, const char *base_name, const float *values, int32_t tokens,
+                           const px_meta *metadata, size_t count, px_error *err);
 
 #endif

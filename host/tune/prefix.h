@@ -19,18 +19,15 @@ typedef struct px_prefix_part {
   px_arena arena;
 } px_prefix_part;
 
-/* The number of virtual tokens, and for text and adapter inits their keys and values, layer-major (malloc; else NULL).
- */
-px_status px_prefix_initial(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec,
-                            int32_t *tokens, float **values, px_error *err);
+/* The number of virtual tokens, and for text and adapter inits their keys and values, layer-major (malloc; else NULL). */
+px_status px_prefix_initial(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec, int32_t *tokens,
+                            float **values, px_error *err);
 /* Writes the initial values of all trained tensors (and the offset). */
 px_status px_prefix_fill(px_tune *t, px_prefix_part *p, const float *initial, uint64_t seed, px_error *err);
 /* Layer-major backend memory (layers in reverse order where `reversed`) to PEFT's [P, 2 * layers * width]. */
 px_status px_prefix_to_peft(px_tune *t, const float *source, bool reversed, float *values, px_error *err);
-/* Keys (after rotary embedding) and values that the model computes for ids, layer-major float32
- * [layers][2][count][width]. */
-px_status px_prefix_of_text(const px_model *model, px_backend *be, const int32_t *ids, int32_t count, float *out,
-                            px_error *err);
+/* Keys (after rotary embedding) and values that the model computes for ids, layer-major float32 [layers][2][count][width]. */
+px_status px_prefix_of_text(const px_model *model, px_backend *be, const int32_t *ids, int32_t count, float *out, px_error *err);
 /* Index in layer-major order <-> PEFT's order, for one element. */
 static inline int64_t px_peft_index(int64_t token, int64_t slice, int64_t j, int64_t slices, int64_t width) {
   return (token * slices + slice) * width + j;

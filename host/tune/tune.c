@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * The prefix as a trainable part: plain (one tensor per layer) or reparameterised by a small network (Li and Liang
- * 2021): z = E W1^T + b1     h = tanh(z)     prefix of (layer, key or value) s = h W2_s^T + b2_s (+ offset_s) which
- * runs once per step, whatever the number of rows. Everything is kept layer-major, [layers][key, value][P][width], so
- * that the gradients of a layer are one run; PEFT's order exists in files alone. */
+ * The prefix as a trainable part: plain (one tensor per layer) or reparameterised by a small network (Li and Liang 2021):
+ *   z = E W1^T + b1     h = tanh(z)     prefix of (layer, key or value) s = h W2_s^T + b2_s (+ offset_s)
+ * which runs once per step, whatever the number of rows. Everything is kept layer-major, [layers][key, value][P][width],
+ * so that the gradients of a layer are one run; PEFT's order exists in files alone. */
 #include "tune/tune.h"
 
 #include <math.h>
@@ -14,9 +14,9 @@
 /* Floats of the backend memory, in this order. */
 static int64_t lay_out(px_tune *t, px_prefix_part *p, float *base) {
   int64_t at = 0;
-#define TAKE(field, count)                 \
-  do {                                     \
-    (p->field) = base ? base + at : NULL;  \
+#define TAKE(field, count) \
+  do {                     \
+    (p->field) = base ? base + at : NULL; \
     at += (((count) + 15) & ~(int64_t)15); \
   } while (0)
   int64_t all = p->slices * p->slice, hidden = t->spec.reparam_hidden;
@@ -41,31 +41,21 @@ static int64_t lay_out(px_tune *t, px_prefix_part *p, float *base) {
   return at;
 }
 
-static void add_param(px_tune *t, const char *name, int dims, const int64_t *shape, float *value, float *grad, float *m,
-                      float *v) {
+static void add_param(px_tune *t, const char *name, int dims, const int64_t *shape, float *value, float *grad, float *m, float *v) {
   px_param *p = &t->params[t->param_count++];
-  *p = (px_param){.name = name,
-                  .dims = dims,
-                  .count = 1,
-                  .value = value,
-                  .grad = grad,
-                  .m = m,
-                  .v = v,
-                  .weight_decay = t->spec.weight_decay};
+  *p = (px_param){.name = name, .dims = dims, .count = 1, .value = value, .grad = grad, .m = m, .v = v, .weight_decay = t->spec.weight_decay};
   for (int i = 0; i < dims; i++) {
     p->shape[i] = shape[i];
     p->count *= shape[i];
   }
 }
 
-/* Plain: a tensor per layer [2, P, width]; its gradients stand in reverse order, as the backward pass finishes layers.
- */
+/* Plain: a tensor per layer [2, P, width]; its gradients stand in reverse order, as the backward pass finishes layers. */
 static void register_plain(px_tune *t, px_prefix_part *p) {
   int64_t layer = 2 * p->slice, shape[3] = {2, t->tokens, p->width};
   for (int l = 0; l < t->config->layers; l++) {
     int64_t at = l * layer, grad_at = (t->config->layers - 1 - l) * layer;
-    add_param(t, px_arena_printf(&p->arena, "prefix.layers.%d", l), 3, shape, p->flat + at, p->segment_grads + grad_at,
-              p->m + at, p->v + at);
+    add_param(t, px_arena_printf(&p->arena, "prefix.layers.%d", l), 3, shape, p->flat + at, p->segment_grads + grad_at, p->m + at, p->v + at);
   }
 }
 
@@ -77,23 +67,21 @@ static void register_reparam(px_tune *t, px_prefix_part *p) {
     int64_t shape[2];
     float **value, **grad;
   } tensors[] = {
-      {"reparam.embedding", 2, {t->tokens, w}, &p->e, &p->de}, {"reparam.linear1.weight", 2, {h, w}, &p->w1, &p->dw1},
-      {"reparam.linear1.bias", 1, {h, 0}, &p->b1, &p->db1},    {"reparam.linear2.weight", 2, {out, h}, &p->w2, &p->dw2},
+      {"reparam.embedding", 2, {t->tokens, w}, &p->e, &p->de},  {"reparam.linear1.weight", 2, {h, w}, &p->w1, &p->dw1},
+      {"reparam.linear1.bias", 1, {h, 0}, &p->b1, &p->db1},     {"reparam.linear2.weight", 2, {out, h}, &p->w2, &p->dw2},
       {"reparam.linear2.bias", 1, {out, 0}, &p->b2, &p->db2},
   };
   int64_t at = 0;
   for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
     *tensors[i].value = p->values + at;
     *tensors[i].grad = p->param_grads + at;
-    add_param(t, tensors[i].name, tensors[i].dims, tensors[i].shape, p->values + at, p->param_grads + at, p->m + at,
-              p->v + at);
+    add_param(t, tensors[i].name, tensors[i].dims, tensors[i].shape, p->values + at, p->param_grads + at, p->m + at, p->v + at);
     at += (t->params[t->param_count - 1].count + 15) & ~(int64_t)15;
   }
 }
 
 static int64_t reparam_floats(const px_tune *t, const px_prefix_part *p) {
-  int64_t h = t->spec.reparam_hidden,
-          counts[] = {t->tokens * p->width, h * p->width, h, p->slices * p->width * h, p->slices * p->width}, all = 0;
+  int64_t h = t->spec.reparam_hidden, counts[] = {t->tokens * p->width, h * p->width, h, p->slices * p->width * h, p->slices * p->width}, all = 0;
   for (int i = 0; i < 5; i++) all += (counts[i] + 15) & ~(int64_t)15;
   return all;
 }
@@ -113,13 +101,8 @@ static px_status make_segments(px_tune *t, px_prefix_part *p, px_error *err) {
   for (int l = 0; l < layers; l++) {
     char *k = (char *)p->kv + (size_t)(2 * l * p->slice) * element;
     float *dk = p->segment_grads + 2 * (layers - 1 - l) * p->slice;
-    host[l] = (px_kv_segment){.k = k,
-                              .v = k + (size_t)p->slice * element,
-                              .stride = p->width,
-                              .len = t->tokens,
-                              .dk = dk,
-                              .dv = dk + p->slice,
-                              .grad_stride = p->width};
+    host[l] = (px_kv_segment){.k = k, .v = k + (size_t)p->slice * element, .stride = p->width, .len = t->tokens, .dk = dk,
+                              .dv = dk + p->slice, .grad_stride = p->width};
   }
   px_backend_write(t->be, t->segments, host, bytes);
   free(host);
@@ -137,22 +120,16 @@ static px_status make_list(px_tune *t, px_error *err) {
   }
   for (int i = 0; i < t->param_count; i++) {
     const px_param *p = &t->params[i];
-    host[i] = (px_opt_tensor){.value = p->value,
-                              .grad = p->grad,
-                              .m = p->m,
-                              .v = p->v,
-                              .count = p->count,
-                              .weight_decay = p->weight_decay,
-                              .lr_scale = 1,
-                              .group = p->group};
+    host[i] = (px_opt_tensor){.value = p->value, .grad = p->grad, .m = p->m, .v = p->v, .count = p->count,
+                              .weight_decay = p->weight_decay, .lr_scale = 1, .group = p->group};
   }
   px_backend_write(t->be, t->list, host, bytes);
   free(host);
   return px_backend_status(t->be, err);
 }
 
-px_status px_tune_open(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec,
-                       uint64_t seed, px_tune **out, px_error *err) {
+px_status px_tune_open(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec, uint64_t seed,
+                       px_tune **out, px_error *err) {
   *out = NULL;
   px_tune *t = px_calloc(1, sizeof *t);
   px_prefix_part *p = px_calloc(1, sizeof *p);
@@ -220,45 +197,17 @@ void px_tune_zero_grads(px_tune *t) { px_backend_zero(t->be, t->grads, (size_t)t
 /* The network, forward: flat = what the prefix is. */
 static void flatten(px_tune *t, px_prefix_part *p) {
   int64_t hidden = t->spec.reparam_hidden, rows = t->tokens;
-  px_op_gemm(t->be, &(px_gemm_args){.m = rows,
-                                    .n = hidden,
-                                    .k = p->width,
-                                    .a = p->e,
-                                    .lda = p->width,
-                                    .b = p->w1,
-                                    .ldb = p->width,
-                                    .trans_b = true,
-                                    .c = p->z,
-                                    .ldc = hidden,
-                                    .bias = p->b1});
-  px_op_act_fwd(t->be, &(px_act_fwd_args){.kind = PX_ACT_TANH,
-                                          .rows = rows,
-                                          .dim = hidden,
-                                          .gate = p->z,
-                                          .y = p->h,
-                                          .in_stride = hidden,
+  px_op_gemm(t->be, &(px_gemm_args){.m = rows, .n = hidden, .k = p->width, .a = p->e, .lda = p->width, .b = p->w1, .ldb = p->width,
+                                    .trans_b = true, .c = p->z, .ldc = hidden, .bias = p->b1});
+  px_op_act_fwd(t->be, &(px_act_fwd_args){.kind = PX_ACT_TANH, .rows = rows, .dim = hidden, .gate = p->z, .y = p->h, .in_stride = hidden,
                                           .y_stride = hidden});
   for (int64_t s = 0; s < p->slices; s++)
-    px_op_gemm(t->be, &(px_gemm_args){.m = rows,
-                                      .n = p->width,
-                                      .k = hidden,
-                                      .a = p->h,
-                                      .lda = hidden,
-                                      .b = p->w2 + s * p->width * hidden,
-                                      .ldb = hidden,
-                                      .trans_b = true,
-                                      .c = p->flat + s * p->slice,
-                                      .ldc = p->width,
+    px_op_gemm(t->be, &(px_gemm_args){.m = rows, .n = p->width, .k = hidden, .a = p->h, .lda = hidden, .b = p->w2 + s * p->width * hidden,
+                                      .ldb = hidden, .trans_b = true, .c = p->flat + s * p->slice, .ldc = p->width,
                                       .bias = p->b2 + s * p->width});
   if (p->has_offset) {
     int64_t all = p->slices * p->slice;
-    px_op_add(t->be, &(px_add_args){.rows = 1,
-                                    .dim = all,
-                                    .a_stride = all,
-                                    .b_stride = all,
-                                    .y_stride = all,
-                                    .a = p->flat,
-                                    .b = p->offset,
+    px_op_add(t->be, &(px_add_args){.rows = 1, .dim = all, .a_stride = all, .b_stride = all, .y_stride = all, .a = p->flat, .b = p->offset,
                                     .y = p->flat});
   }
 }
@@ -269,26 +218,12 @@ void px_tune_begin_step(px_tune *t, uint64_t seed, uint32_t step, bool training)
   if (t->spec.reparam_hidden) flatten(t, p);
   const float *source = p->flat;
   if (training && t->spec.dropout > 0) {
-    px_op_dropout(t->be, &(px_dropout_args){.rows = 1,
-                                            .dim = all,
-                                            .x_stride = all,
-                                            .y_stride = all,
-                                            .p = t->spec.dropout,
-                                            .seed = seed,
-                                            .stream = PX_STREAM_PREFIX_DROPOUT,
-                                            .step = step,
-                                            .x = p->flat,
-                                            .y = p->dropped});
+    px_op_dropout(t->be, &(px_dropout_args){.rows = 1, .dim = all, .x_stride = all, .y_stride = all, .p = t->spec.dropout, .seed = seed,
+                                            .stream = PX_STREAM_PREFIX_DROPOUT, .step = step, .x = p->flat, .y = p->dropped});
     source = p->dropped;
   }
-  px_op_cast(t->be, &(px_cast_args){.x_type = PX_F32,
-                                    .y_type = t->dtype,
-                                    .rows = 1,
-                                    .dim = all,
-                                    .x_stride = all,
-                                    .y_stride = all,
-                                    .x = source,
-                                    .y = p->kv});
+  px_op_cast(t->be, &(px_cast_args){.x_type = PX_F32, .y_type = t->dtype, .rows = 1, .dim = all, .x_stride = all, .y_stride = all,
+                                    .x = source, .y = p->kv});
 }
 
 /* The network, backward: from the gradients of all slices. */
@@ -297,78 +232,29 @@ static void unflatten(px_tune *t, px_prefix_part *p) {
   px_backend_zero(t->be, p->param_grads, (size_t)p->param_floats * sizeof(float));
   for (int64_t s = 0; s < p->slices; s++) {
     const float *g = p->segment_grads + (2 * (layers - 1 - s / 2) + s % 2) * p->slice;
-    px_op_gemm(t->be, &(px_gemm_args){.m = p->width,
-                                      .n = hidden,
-                                      .k = rows,
-                                      .a = g,
-                                      .lda = p->width,
-                                      .trans_a = true,
-                                      .b = p->h,
-                                      .ldb = hidden,
-                                      .c = p->dw2 + s * p->width * hidden,
-                                      .ldc = hidden});
-    px_op_col_sum(
-        t->be,
-        &(px_col_sum_args){.rows = rows, .dim = p->width, .x_stride = p->width, .x = g, .out = p->db2 + s * p->width});
-    px_op_gemm(t->be, &(px_gemm_args){.m = rows,
-                                      .n = hidden,
-                                      .k = p->width,
-                                      .a = g,
-                                      .lda = p->width,
-                                      .b = p->w2 + s * p->width * hidden,
-                                      .ldb = hidden,
-                                      .c = p->dh,
-                                      .ldc = hidden,
-                                      .accumulate = s > 0});
+    px_op_gemm(t->be, &(px_gemm_args){.m = p->width, .n = hidden, .k = rows, .a = g, .lda = p->width, .trans_a = true, .b = p->h,
+                                      .ldb = hidden, .c = p->dw2 + s * p->width * hidden, .ldc = hidden});
+    px_op_col_sum(t->be, &(px_col_sum_args){.rows = rows, .dim = p->width, .x_stride = p->width, .x = g, .out = p->db2 + s * p->width});
+    px_op_gemm(t->be, &(px_gemm_args){.m = rows, .n = hidden, .k = p->width, .a = g, .lda = p->width, .b = p->w2 + s * p->width * hidden,
+                                      .ldb = hidden, .c = p->dh, .ldc = hidden, .accumulate = s > 0});
   }
-  px_op_act_bwd(t->be, &(px_act_bwd_args){.kind = PX_ACT_TANH,
-                                          .rows = rows,
-                                          .dim = hidden,
-                                          .gate = p->z,
-                                          .dy = p->dh,
-                                          .dgate = p->z,
-                                          .in_stride = hidden,
-                                          .dy_stride = hidden,
-                                          .d_stride = hidden});
-  px_op_gemm(t->be, &(px_gemm_args){.m = hidden,
-                                    .n = p->width,
-                                    .k = rows,
-                                    .a = p->z,
-                                    .lda = hidden,
-                                    .trans_a = true,
-                                    .b = p->e,
-                                    .ldb = p->width,
-                                    .c = p->dw1,
-                                    .ldc = p->width});
+  px_op_act_bwd(t->be, &(px_act_bwd_args){.kind = PX_ACT_TANH, .rows = rows, .dim = hidden, .gate = p->z, .dy = p->dh, .dgate = p->z,
+                                          .in_stride = hidden, .dy_stride = hidden, .d_stride = hidden});
+  px_op_gemm(t->be, &(px_gemm_args){.m = hidden, .n = p->width, .k = rows, .a = p->z, .lda = hidden, .trans_a = true, .b = p->e,
+                                    .ldb = p->width, .c = p->dw1, .ldc = p->width});
   px_op_col_sum(t->be, &(px_col_sum_args){.rows = rows, .dim = hidden, .x_stride = hidden, .x = p->z, .out = p->db1});
-  px_op_gemm(t->be, &(px_gemm_args){.m = rows,
-                                    .n = p->width,
-                                    .k = hidden,
-                                    .a = p->z,
-                                    .lda = hidden,
-                                    .b = p->w1,
-                                    .ldb = p->width,
-                                    .c = p->de,
-                                    .ldc = p->width});
+  px_op_gemm(t->be, &(px_gemm_args){.m = rows, .n = p->width, .k = hidden, .a = p->z, .lda = hidden, .b = p->w1, .ldb = p->width,
+                                    .c = p->de, .ldc = p->width});
 }
 
 void px_tune_end_step(px_tune *t, uint64_t seed, uint32_t step) {
   px_prefix_part *p = t->own;
   int64_t layer = 2 * p->slice;
-  for (int l = 0; t->spec.dropout > 0 && l < t->config->layers;
-       l++) { /* the same mask; gradients stand in reverse order */
+  for (int l = 0; t->spec.dropout > 0 && l < t->config->layers; l++) { /* the same mask; gradients stand in reverse order */
     float *g = p->segment_grads + (t->config->layers - 1 - l) * layer;
-    px_op_dropout(t->be, &(px_dropout_args){.rows = 1,
-                                            .dim = layer,
-                                            .x_stride = layer,
-                                            .y_stride = layer,
-                                            .p = t->spec.dropout,
-                                            .seed = seed,
-                                            .index0 = (uint64_t)(l * layer),
-                                            .stream = PX_STREAM_PREFIX_DROPOUT,
-                                            .step = step,
-                                            .x = g,
-                                            .y = g});
+    px_op_dropout(t->be, &(px_dropout_args){.rows = 1, .dim = layer, .x_stride = layer, .y_stride = layer, .p = t->spec.dropout,
+                                            .seed = seed, .index0 = (uint64_t)(l * layer), .stream = PX_STREAM_PREFIX_DROPOUT,
+                                            .step = step, .x = g, .y = g});
   }
   if (t->spec.reparam_hidden) unflatten(t, p);
 }

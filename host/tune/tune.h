@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * What is trainable. A part registers float32 tensors (value, gradient, two moments) in one list; optimizer, clipping
- * and checkpoint run over that list and know nothing else. This release has one part: the prefix, plain or
- * reparameterised. */
+ * What is trainable. A part registers float32 tensors (value, gradient, two moments) in one list; optimizer, clipping and
+ * checkpoint run over that list and know nothing else. This release has one part: the prefix, plain or reparameterised. */
 #ifndef PX_TUNE_TUNE_H
 #define PX_TUNE_TUNE_H
 
@@ -12,11 +11,10 @@ typedef enum px_init { PX_INIT_RANDOM = 0, PX_INIT_ZERO, PX_INIT_TEXT, PX_INIT_A
 
 /* One part of --tune: NAME[:SIZE][:KEY=VALUE]... */
 typedef struct px_tune_spec {
-  int32_t prefix_tokens; /* N; 0 with INIT_TEXT or INIT_ADAPTER: from there */
+  int32_t prefix_tokens;  /* N; 0 with INIT_TEXT or INIT_ADAPTER: from there */
   px_init init;
-  char *init_value; /* the text, the file that holds it, or the adapter's folder (paths absolute where they exist);
-                       owned */
-  bool init_file;   /* INIT_TEXT: init_value names a file */
+  char *init_value;       /* the text, the file that holds it, or the adapter's folder (paths absolute where they exist); owned */
+  bool init_file;         /* INIT_TEXT: init_value names a file */
   const int32_t *data_ids; /* INIT_DATA: the rows' tokens one after the other; borrowed until px_tune_open returns */
   int64_t data_tokens;
   bool force;             /* INIT_ADAPTER: an adapter of other weights will do */
@@ -36,7 +34,7 @@ const char *px_tune_init_text(const px_tune_spec *spec, px_arena *arena);
 double px_tune_usual_lr(const px_tune_spec *spec);
 
 typedef struct px_param {
-  const char *name; /* as in the state file: "prefix.layers.3", "reparam.embedding", ... */
+  const char *name;       /* as in the state file: "prefix.layers.3", "reparam.embedding", ... */
   int64_t shape[3];
   int dims;
   int64_t count;
@@ -48,9 +46,9 @@ typedef struct px_param {
 typedef struct px_tune {
   px_backend *be;
   const px_config *config;
-  px_dtype dtype; /* of the keys and values that attention reads */
+  px_dtype dtype;          /* of the keys and values that attention reads */
   px_tune_spec spec;
-  int32_t tokens; /* P */
+  int32_t tokens;          /* P */
   px_param *params;
   int32_t param_count;
   px_opt_tensor *list;     /* backend memory: what adamw and sum_sq take */
@@ -58,12 +56,12 @@ typedef struct px_tune {
   px_kv_segment *segments; /* backend memory [layers]; adapter id 0 */
   float *grads;            /* the one gradient arena (of segments and of everything trained), backend memory */
   int64_t grad_count;
-  void *own; /* the part's own buffers */
+  void *own;               /* the part's own buffers */
 } px_tune;
 
 /* Allocates and initialises from (seed). Text and data init run the model; `tok` may be NULL otherwise. */
-px_status px_tune_open(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec,
-                       uint64_t seed, px_tune **out, px_error *err);
+px_status px_tune_open(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec, uint64_t seed,
+                       px_tune **out, px_error *err);
 void px_tune_close(px_tune *tune);
 
 /* Before a step's forward: trained tensors -> keys and values that attention reads (flattening, dropout, cast).
@@ -85,8 +83,7 @@ typedef struct px_prefix {
   void *memory;
   int32_t tokens;
 } px_prefix;
-px_status px_prefix_open(const px_config *config, px_backend *be, px_dtype dtype, const float *values, int32_t tokens,
-                         px_prefix *out, px_error *err);
+px_status px_prefix_open(const px_config *config, px_backend *be, px_dtype dtype, const float *values, int32_t tokens, px_prefix *out, px_error *err);
 void px_prefix_close(px_prefix *prefix, px_backend *be);
 
 #endif

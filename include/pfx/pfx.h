@@ -2,24 +2,23 @@
  *
  * pfx: learn a few vectors that steer a frozen language model, and use them.
  *
- * A prefix (Li and Liang, "Prefix-Tuning", 2021) is a set of keys and values that every layer attends to before the
- * real tokens. This header is the whole library: open a model, train a prefix, check that it fits, generate with it.
+ * A prefix (Li and Liang, "Prefix-Tuning", 2021) is a set of keys and values that every layer attends to before the real
+ * tokens. This header is the whole library: open a model, train a prefix, check that it fits, generate with it.
  *
  * Rules that hold for every call
- * - Status. A call that can fail returns pfx_status and fills *err, which is the caller's and may be NULL. The message
- * is one line that says what is wrong, where, and what to do.
+ * - Status. A call that can fail returns pfx_status and fills *err, which is the caller's and may be NULL. The message is
+ *   one line that says what is wrong, where, and what to do.
  * - Ownership. An out-parameter is yours: release handles with their close or destroy (which accept NULL) and texts and
  *   arrays with pfx_free. A returned pointer is borrowed and lives as long as the handle it came from. Strings that are
  *   passed in are only read during the call, unless a comment says otherwise.
- * - Threads. pfx_model, pfx_tokenizer and pfx_adapter are immutable once open and may be shared by any number of
- * threads. pfx_trainer and pfx_generator belong to one thread at a time. Close a model after all that was made from it.
+ * - Threads. pfx_model, pfx_tokenizer and pfx_adapter are immutable once open and may be shared by any number of threads.
+ *   pfx_trainer and pfx_generator belong to one thread at a time. Close a model after all that was made from it.
  * - Blocking. A name that ends in _wait works until it is done; all others return soon.
- * - Options. An options struct begins with struct_bytes; its _init function (below, inline) writes that and the
- * defaults. Fields are only ever appended, and a library newer than its caller gives defaults to the ones the caller
- * does not have. After _init, zero means zero.
- * - The library never prints, exits, installs signal handlers or reads environment variables of its own. Messages,
- * progress and cancellation go through callbacks, which run on the calling thread and must not call back into the same
- * handle.
+ * - Options. An options struct begins with struct_bytes; its _init function (below, inline) writes that and the defaults.
+ *   Fields are only ever appended, and a library newer than its caller gives defaults to the ones the caller does not have.
+ *   After _init, zero means zero.
+ * - The library never prints, exits, installs signal handlers or reads environment variables of its own. Messages, progress
+ *   and cancellation go through callbacks, which run on the calling thread and must not call back into the same handle.
  * - Texts are UTF-8. Sizes of tensors are given outermost first.
  */
 #ifndef PFX_PFX_H
@@ -51,15 +50,14 @@ PFX_API const char *pfx_version(void);
 /* The libraries behind it, one line: "oneDNN 2.6.3, PCRE2 10.42, ..." */
 PFX_API const char *pfx_libraries(void);
 
-/* ---- Status
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- Status ---------------------------------------------------------------------------------------------------------- */
 
 typedef enum pfx_status {
   PFX_OK = 0,
-  PFX_FAILED = 1,   /* anything without a better name */
-  PFX_INVALID = 2,  /* an argument or option is wrong */
-  PFX_BAD_FILE = 3, /* an input file is missing, damaged or not supported */
-  PFX_MISMATCH = 4, /* an adapter or a saved run does not fit the model or the data */
+  PFX_FAILED = 1,     /* anything without a better name */
+  PFX_INVALID = 2,    /* an argument or option is wrong */
+  PFX_BAD_FILE = 3,   /* an input file is missing, damaged or not supported */
+  PFX_MISMATCH = 4,   /* an adapter or a saved run does not fit the model or the data */
   PFX_NO_MEMORY = 5,
   PFX_NO_DEVICE = 6,  /* a device or its library is absent or failed */
   PFX_IO = 7,         /* writing failed: disk full, no permission */
@@ -84,16 +82,15 @@ typedef void (*pfx_log_fn)(void *user, int level, const char *message);
 /* Asked between pieces of work; true: stop as soon as possible. */
 typedef bool (*pfx_cancel_fn)(void *user);
 
-/* ---- Models
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- Models ---------------------------------------------------------------------------------------------------------- */
 
 typedef struct pfx_model pfx_model;
 
 typedef enum pfx_dtype {
   PFX_DTYPE_AUTO = 0, /* bf16 where the device computes in it, else f32 */
   PFX_DTYPE_F32 = 1,
-  PFX_DTYPE_BF16 = 2, /* weights, stored activations and residual stream in bfloat16; sums, statistics, loss, gradients
-                         of trained tensors and the optimizer in float32 */
+  PFX_DTYPE_BF16 = 2, /* weights, stored activations and residual stream in bfloat16; sums, statistics, loss, gradients of
+                         trained tensors and the optimizer in float32 */
 } pfx_dtype;
 
 typedef struct pfx_model_options {
@@ -113,10 +110,9 @@ static inline pfx_model_options pfx_model_options_init(void) {
   return o;
 }
 
-/* `path`: a Hugging Face folder (config.json, *.safetensors) or a GGUF file; families gpt2, llama, mistral, qwen2,
- * qwen3. Weights of the computing type are mapped, others converted by all cores. options NULL: defaults. */
-PFX_API pfx_status pfx_model_open(const char *path, const pfx_model_options *options, pfx_model **model,
-                                  pfx_error *err);
+/* `path`: a Hugging Face folder (config.json, *.safetensors) or a GGUF file; families gpt2, llama, mistral, qwen2, qwen3.
+ * Weights of the computing type are mapped, others converted by all cores. options NULL: defaults. */
+PFX_API pfx_status pfx_model_open(const char *path, const pfx_model_options *options, pfx_model **model, pfx_error *err);
 PFX_API void pfx_model_close(pfx_model *model);
 
 typedef struct pfx_model_info {
@@ -124,9 +120,9 @@ typedef struct pfx_model_info {
   int32_t layers, dim, heads, kv_heads, head_dim, ffn_dim, vocab, context;
   pfx_dtype dtype;
   int32_t threads;
-  int64_t parameters;      /* weights, tied ones once */
-  const char *arch, *base; /* the fingerprint's digests: SHA-256 in hexadecimal */
-  const char *products;    /* the library that multiplies matrices */
+  int64_t parameters;         /* weights, tied ones once */
+  const char *arch, *base;    /* the fingerprint's digests: SHA-256 in hexadecimal */
+  const char *products;       /* the library that multiplies matrices */
   double open_seconds;
 } pfx_model_info;
 PFX_API void pfx_model_info_get(const pfx_model *model, pfx_model_info *info);
@@ -134,13 +130,11 @@ PFX_API void pfx_model_info_get(const pfx_model *model, pfx_model_info *info);
 /* Searches every weight for values that are not finite. PFX_BAD_FILE names the first. */
 PFX_API pfx_status pfx_model_verify_wait(const pfx_model *model, pfx_error *err);
 
-/* ---- Tokenizers
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- Tokenizers ------------------------------------------------------------------------------------------------------ */
 
 typedef struct pfx_tokenizer pfx_tokenizer;
 
-/* `path`: a folder with tokenizer.json, vocab.json + merges.txt or encoder.json + vocab.bpe; a tokenizer.json; a GGUF
- * file. */
+/* `path`: a folder with tokenizer.json, vocab.json + merges.txt or encoder.json + vocab.bpe; a tokenizer.json; a GGUF file. */
 PFX_API pfx_status pfx_tokenizer_open(const char *path, pfx_tokenizer **tokenizer, pfx_error *err);
 PFX_API void pfx_tokenizer_close(pfx_tokenizer *tokenizer);
 
@@ -153,14 +147,13 @@ typedef struct pfx_tokenizer_info {
 PFX_API void pfx_tokenizer_info_get(const pfx_tokenizer *tokenizer, pfx_tokenizer_info *info);
 
 /* Ids of a text, without begin or end token. Added tokens in the text are parsed. *ids: pfx_free. */
-PFX_API pfx_status pfx_tokenizer_encode(const pfx_tokenizer *tokenizer, const char *text, size_t bytes, int32_t **ids,
-                                        size_t *count, pfx_error *err);
+PFX_API pfx_status pfx_tokenizer_encode(const pfx_tokenizer *tokenizer, const char *text, size_t bytes, int32_t **ids, size_t *count,
+                                        pfx_error *err);
 /* Text of ids, NUL-terminated; *bytes (may be NULL) its length. *text: pfx_free. */
-PFX_API pfx_status pfx_tokenizer_decode(const pfx_tokenizer *tokenizer, const int32_t *ids, size_t count,
-                                        bool skip_special, char **text, size_t *bytes, pfx_error *err);
+PFX_API pfx_status pfx_tokenizer_decode(const pfx_tokenizer *tokenizer, const int32_t *ids, size_t count, bool skip_special, char **text,
+                                        size_t *bytes, pfx_error *err);
 
-/* ---- Adapters
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- Adapters -------------------------------------------------------------------------------------------------------- */
 
 typedef struct pfx_adapter pfx_adapter;
 
@@ -169,11 +162,11 @@ PFX_API pfx_status pfx_adapter_open(const char *path, pfx_adapter **adapter, pfx
 PFX_API void pfx_adapter_close(pfx_adapter *adapter);
 
 typedef struct pfx_adapter_info {
-  const char *path, *kind; /* "PREFIX_TUNING" */
+  const char *path, *kind;      /* "PREFIX_TUNING" */
   int32_t virtual_tokens, layers, kv_heads, head_dim;
-  const char *base_model;  /* as the file names it; NULL: not said */
-  const char *base, *arch; /* digests of the model it was trained on; NULL: the file carries none */
-  const char *training;    /* JSON summary of its training; NULL: none */
+  const char *base_model;       /* as the file names it; NULL: not said */
+  const char *base, *arch;      /* digests of the model it was trained on; NULL: the file carries none */
+  const char *training;         /* JSON summary of its training; NULL: none */
 } pfx_adapter_info;
 PFX_API void pfx_adapter_info_get(const pfx_adapter *adapter, pfx_adapter_info *info);
 
@@ -184,10 +177,9 @@ typedef enum pfx_fit {
 } pfx_fit;
 
 /* Does the adapter fit? PFX_MISMATCH says what differs and by how much. A shape that does not fit is a mismatch with
- * `force` too. tokenizer may be NULL. *warning (may be NULL; pfx_free) becomes NULL or a text, e.g. another tokenizer.
- */
-PFX_API pfx_status pfx_adapter_check(const pfx_adapter *adapter, const pfx_model *model, const pfx_tokenizer *tokenizer,
-                                     bool force, pfx_fit *fit, char **warning, pfx_error *err);
+ * `force` too. tokenizer may be NULL. *warning (may be NULL; pfx_free) becomes NULL or a text, e.g. another tokenizer. */
+PFX_API pfx_status pfx_adapter_check(const pfx_adapter *adapter, const pfx_model *model, const pfx_tokenizer *tokenizer, bool force,
+                                     pfx_fit *fit, char **warning, pfx_error *err);
 
 typedef enum pfx_kv_type { PFX_KV_F32 = 0, PFX_KV_F16 = 1, PFX_KV_BF16 = 2 } pfx_kv_type;
 typedef enum pfx_rotary_layout {
@@ -197,17 +189,16 @@ typedef enum pfx_rotary_layout {
 
 /* A key/value cache that the caller owns. Element (token t, head h, dim d) of the keys stands at
  *   k + (slot(t) * token_stride + (h - first_head) * head_stride + d) * size of the type,
- * slot(t) = block_table ? block_table[t / block_tokens] * block_tokens + t % block_tokens : t, and the values likewise.
- */
+ * slot(t) = block_table ? block_table[t / block_tokens] * block_tokens + t % block_tokens : t, and the values likewise. */
 typedef struct pfx_kv_target {
   size_t struct_bytes;
   void *k, *v;
   pfx_kv_type type;
   pfx_rotary_layout rotary;
-  int64_t token_stride, head_stride; /* elements */
-  const int32_t *block_table;        /* NULL: contiguous */
+  int64_t token_stride, head_stride;    /* elements */
+  const int32_t *block_table;           /* NULL: contiguous */
   int32_t block_tokens;
-  int32_t first_head, head_count; /* range of key/value heads to write (tensor parallel servers) */
+  int32_t first_head, head_count;       /* range of key/value heads to write (tensor parallel servers) */
 } pfx_kv_target;
 
 static inline pfx_kv_target pfx_kv_target_init(void) {
@@ -219,25 +210,22 @@ static inline pfx_kv_target pfx_kv_target_init(void) {
 
 /* Writes one layer of the prefix into the target; keys are final (no rotary embedding is to be applied), and the first
  * real token has position `virtual_tokens`. `stream` must be NULL on the CPU. */
-PFX_API pfx_status pfx_adapter_write_kv(const pfx_adapter *adapter, int32_t layer, const pfx_kv_target *target,
-                                        void *stream, pfx_error *err);
+PFX_API pfx_status pfx_adapter_write_kv(const pfx_adapter *adapter, int32_t layer, const pfx_kv_target *target, void *stream, pfx_error *err);
 
-/* ---- Data
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- Data ------------------------------------------------------------------------------------------------------------ */
 
 typedef enum pfx_on_long { PFX_LONG_ERROR = 0, PFX_LONG_CUT = 1, PFX_LONG_DROP = 2 } pfx_on_long;
 
 /* How the rows of a file become tokens; the same everywhere. */
 typedef struct pfx_data_options {
-  int32_t max_row_tokens; /* 0: the context less the prefix */
+  int32_t max_row_tokens;    /* 0: the context less the prefix */
   pfx_on_long on_long;
-  bool loss_all; /* every token but a row's first scores, not the completion alone */
+  bool loss_all;             /* every token but a row's first scores, not the completion alone */
   bool no_bos, no_end;
   const char *chat_template; /* "chatml", "smollm2", "llama-2", "llama-3", "mistral"; NULL: the tokenizer's own */
 } pfx_data_options;
 
-/* ---- Training
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- Training -------------------------------------------------------------------------------------------------------- */
 
 typedef struct pfx_trainer pfx_trainer;
 
@@ -254,29 +242,29 @@ typedef struct pfx_progress {
 
 typedef struct pfx_train_options {
   size_t struct_bytes;
-  const char *data, *valid, *out; /* valid NULL: no validation */
-  const char *tune;               /* "prefix:20" (docs/cli.md has the grammar) */
-  const char *init;   /* NULL: the part's own; "data", "random", "zero", "text:...", "text-file:F", "adapter:DIR" */
-  int32_t reparam;    /* hidden width of the reparameterisation; 0: none */
-  int64_t steps;      /* 0: from epochs */
-  double epochs;      /* default 1 */
-  int64_t stop_after; /* 0: never */
-  double max_seconds; /* 0: no limit */
-  double lr;          /* 0: the part's usual value */
-  int64_t warmup;     /* steps; default -1: a twentieth of the run */
+  const char *data, *valid, *out;  /* valid NULL: no validation */
+  const char *tune;                /* "prefix:20" (docs/cli.md has the grammar) */
+  const char *init;                /* NULL: the part's own; "data", "random", "zero", "text:...", "text-file:F", "adapter:DIR" */
+  int32_t reparam;                 /* hidden width of the reparameterisation; 0: none */
+  int64_t steps;                   /* 0: from epochs */
+  double epochs;                   /* default 1 */
+  int64_t stop_after;              /* 0: never */
+  double max_seconds;              /* 0: no limit */
+  double lr;                       /* 0: the part's usual value */
+  int64_t warmup;                  /* steps; default -1: a twentieth of the run */
   pfx_schedule schedule;
-  int32_t batch_rows; /* rows a batch; 0 with batch_tokens 0: 16 */
+  int32_t batch_rows;              /* rows a batch; 0 with batch_tokens 0: 16 */
   int64_t batch_tokens;
-  int32_t accumulate;                           /* default 1 */
+  int32_t accumulate;              /* default 1 */
   double beta1, beta2, eps, weight_decay, clip; /* 0.9 0.999 1e-8 0 1; clip < 0: none */
-  int64_t eval_every, save_every;               /* steps; default 0: five a run; -1: never (the end is always saved) */
-  int32_t patience; /* evaluations without a better loss before the run ends; 0: no early stop */
+  int64_t eval_every, save_every;  /* steps; default 0: five a run; -1: never (the end is always saved) */
+  int32_t patience;                /* evaluations without a better loss before the run ends; 0: no early stop */
   double prefix_dropout;
   pfx_data_options rows;
-  bool no_fingerprint, force; /* force: write into a folder that is not empty, start from an adapter of other weights */
+  bool no_fingerprint, force;      /* force: write into a folder that is not empty, start from an adapter of other weights */
   uint64_t seed;
   void (*progress)(void *user, const pfx_progress *p); /* after every step, and after the validation before the first */
-  pfx_cancel_fn cancelled;                             /* asked after every step: saves, PFX_CANCELLED */
+  pfx_cancel_fn cancelled;         /* asked after every step: saves, PFX_CANCELLED */
   void *user;
   pfx_log_fn log;
   void *log_user;
@@ -299,8 +287,7 @@ static inline pfx_train_options pfx_train_options_init(void) {
 
 typedef struct pfx_train_result {
   int64_t step, steps, best_step;
-  double first_valid_loss, best_valid_loss, last_valid_loss,
-      last_loss; /* NaN: not measured; first: before any update */
+  double first_valid_loss, best_valid_loss, last_valid_loss, last_loss; /* NaN: not measured; first: before any update */
   double seconds, tokens_per_s;
   uint64_t peak_bytes;
   bool finished, early_stopped;
@@ -308,32 +295,28 @@ typedef struct pfx_train_result {
 
 /* A new run. Strings of the options are copied; the model and tokenizer must outlive the trainer. tokenizer NULL: the
  * data is `ids` rows. The files of the run: docs/formats.md. */
-PFX_API pfx_status pfx_trainer_create(const pfx_model *model, const pfx_tokenizer *tokenizer,
-                                      const pfx_train_options *options, pfx_trainer **trainer, pfx_error *err);
-/* What a saved run in `dir` (or the run.json `dir`) needs opened before it can go on or be repeated. Strings: pfx_free
- * each. */
-PFX_API pfx_status pfx_run_read(const char *dir, char **model_path, char **device, pfx_dtype *dtype, int32_t *threads,
-                                pfx_error *err);
+PFX_API pfx_status pfx_trainer_create(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_train_options *options,
+                                      pfx_trainer **trainer, pfx_error *err);
+/* What a saved run in `dir` (or the run.json `dir`) needs opened before it can go on or be repeated. Strings: pfx_free each. */
+PFX_API pfx_status pfx_run_read(const char *dir, char **model_path, char **device, pfx_dtype *dtype, int32_t *threads, pfx_error *err);
 /* The options that a run.json holds, to repeat its run elsewhere (--config). Strings live until pfx_free(*memory). */
-PFX_API pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, char **model_path, void **memory,
-                                   pfx_error *err);
+PFX_API pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, char **model_path, void **memory, pfx_error *err);
 /* Goes on with the run in `dir`. Of `changes` (may be NULL) only steps, epochs, patience, eval_every, save_every,
  * stop_after, max_seconds and the callbacks are read; zero keeps what the run began with. */
-PFX_API pfx_status pfx_trainer_resume(const pfx_model *model, const pfx_tokenizer *tokenizer, const char *dir,
-                                      const pfx_train_options *changes, pfx_trainer **trainer, pfx_error *err);
+PFX_API pfx_status pfx_trainer_resume(const pfx_model *model, const pfx_tokenizer *tokenizer, const char *dir, const pfx_train_options *changes,
+                                      pfx_trainer **trainer, pfx_error *err);
 /* Trains to the end, to stop_after, or until cancelled. *result is filled on failure too. */
 PFX_API pfx_status pfx_trainer_run_wait(pfx_trainer *trainer, pfx_train_result *result, pfx_error *err);
 PFX_API void pfx_trainer_destroy(pfx_trainer *trainer);
 
-/* ---- Generating
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- Generating ------------------------------------------------------------------------------------------------------ */
 
 typedef struct pfx_generator pfx_generator;
 
 typedef struct pfx_generator_options {
   size_t struct_bytes;
-  int32_t max_rows;    /* sequences computed at once; default 16 */
-  int64_t cache_bytes; /* of the key/value cache; default 0: by need, at most 1 GiB */
+  int32_t max_rows;     /* sequences computed at once; default 16 */
+  int64_t cache_bytes;  /* of the key/value cache; default 0: by need, at most 1 GiB */
   pfx_log_fn log;
   void *log_user;
 } pfx_generator_options;
@@ -346,17 +329,15 @@ static inline pfx_generator_options pfx_generator_options_init(void) {
   return o;
 }
 
-PFX_API pfx_status pfx_generator_create(const pfx_model *model, const pfx_tokenizer *tokenizer,
-                                        const pfx_generator_options *options, pfx_generator **generator,
-                                        pfx_error *err);
+PFX_API pfx_status pfx_generator_create(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_generator_options *options,
+                                        pfx_generator **generator, pfx_error *err);
 PFX_API void pfx_generator_destroy(pfx_generator *generator);
-/* Makes an adapter usable in this generator and gives its number. Check it first (pfx_adapter_check); it must outlive
- * the generator. Any mixture of adapters runs in one batch. */
-PFX_API pfx_status pfx_generator_add_adapter(pfx_generator *generator, const pfx_adapter *adapter, int32_t *id,
-                                             pfx_error *err);
+/* Makes an adapter usable in this generator and gives its number. Check it first (pfx_adapter_check); it must outlive the
+ * generator. Any mixture of adapters runs in one batch. */
+PFX_API pfx_status pfx_generator_add_adapter(pfx_generator *generator, const pfx_adapter *adapter, int32_t *id, pfx_error *err);
 
-/* Why a sequence ended. A stop text comes before the other reasons where they meet, also when it is complete only with
- * the bytes that the decoder held back until the end. */
+/* Why a sequence ended. A stop text comes before the other reasons where they meet, also when it is complete only with the
+ * bytes that the decoder held back until the end. */
 typedef enum pfx_finish {
   PFX_FINISH_NONE = 0,
   PFX_FINISH_STOP_TOKEN = 1,
@@ -367,18 +348,18 @@ typedef enum pfx_finish {
 
 typedef struct pfx_request {
   size_t struct_bytes;
-  const char *prompt; /* text, or NULL with ids */
-  const int32_t *ids; /* used as they are: no begin token is added */
+  const char *prompt;     /* text, or NULL with ids */
+  const int32_t *ids;     /* used as they are: no begin token is added */
   int32_t id_count;
-  bool chat;                 /* the prompt is a user's message: apply the chat template */
+  bool chat;              /* the prompt is a user's message: apply the chat template */
   const char *chat_template; /* NULL: the tokenizer's own */
   bool no_bos;
-  int32_t adapter;                        /* number from add_adapter; default -1: the frozen model */
-  uint64_t row;                           /* this prompt's number in the random stream: same seed and row, same text */
-  int32_t max_tokens;                     /* default 256 */
-  float temperature;                      /* default 0: greedy */
+  int32_t adapter;        /* number from add_adapter; default -1: the frozen model */
+  uint64_t row;           /* this prompt's number in the random stream: same seed and row, same text */
+  int32_t max_tokens;     /* default 256 */
+  float temperature;      /* default 0: greedy */
   float top_p, min_p, repetition_penalty; /* defaults 1, 0, 1: off */
-  int32_t top_k;                          /* default 0: off */
+  int32_t top_k;          /* default 0: off */
   uint64_t seed;
   const char *const *stop; /* texts that end generation; not shown; must live until the row is done */
   int32_t stop_count;
@@ -401,8 +382,7 @@ static inline pfx_request pfx_request_init(void) {
 /* Queues a prompt. */
 PFX_API pfx_status pfx_generator_add(pfx_generator *generator, const pfx_request *request, pfx_error *err);
 /* Computes until every queued prompt is done. cancelled may be NULL. */
-PFX_API pfx_status pfx_generator_run_wait(pfx_generator *generator, pfx_cancel_fn cancelled, void *user,
-                                          pfx_error *err);
+PFX_API pfx_status pfx_generator_run_wait(pfx_generator *generator, pfx_cancel_fn cancelled, void *user, pfx_error *err);
 
 typedef struct pfx_generator_stats {
   int64_t prompt_tokens, new_tokens;
@@ -413,23 +393,22 @@ PFX_API void pfx_generator_stats_get(const pfx_generator *generator, pfx_generat
 /* The prompts of a file: rows with `prompt`, else a line each. *prompts: one pfx_free for all. */
 PFX_API pfx_status pfx_prompts_read(const char *path, char ***prompts, size_t *count, pfx_error *err);
 
-/* ---- Measuring
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- Measuring ------------------------------------------------------------------------------------------------------- */
 
 typedef struct pfx_eval_options {
   size_t struct_bytes;
   const char *data;
   pfx_data_options rows;
-  bool generate;           /* also generate for every prompt and score the texts (greedy) */
-  int32_t max_tokens;      /* of a generated text; default 128 */
-  const char *predictions; /* file for the texts, JSON Lines: adapter, prompt, prediction, references; NULL: none */
-  const char *rows_out;    /* file for adapter, line, loss, tokens and text of every row, JSON Lines; NULL: none */
+  bool generate;              /* also generate for every prompt and score the texts (greedy) */
+  int32_t max_tokens;         /* of a generated text; default 128 */
+  const char *predictions;    /* file for the texts, JSON Lines: adapter, prompt, prediction, references; NULL: none */
+  const char *rows_out;       /* file for adapter, line, loss, tokens and text of every row, JSON Lines; NULL: none */
   void (*progress)(void *user, int64_t done, int64_t all);
   pfx_cancel_fn cancelled;
   void *user;
   pfx_log_fn log;
   void *log_user;
-  bool append; /* the two files keep the lines that they hold */
+  bool append;                /* the two files keep the lines that they hold */
 } pfx_eval_options;
 
 static inline pfx_eval_options pfx_eval_options_init(void) {
@@ -441,7 +420,7 @@ static inline pfx_eval_options pfx_eval_options_init(void) {
 }
 
 typedef struct pfx_eval_result {
-  double loss, perplexity;     /* per labelled token: sum of losses / their number */
+  double loss, perplexity; /* per labelled token: sum of losses / their number */
   int64_t tokens, rows, items; /* labelled tokens; rows; prompts generated for (rows with equal prompts are one) */
   double bleu, chrf, rouge_l, exact_match; /* 0 to 100; NaN without generate */
   double seconds;
@@ -473,8 +452,8 @@ static inline pfx_probe_options pfx_probe_options_init(void) {
 PFX_API pfx_status pfx_probe_wait(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_adapter *adapter,
                                   const pfx_probe_options *options, pfx_error *err);
 
-/* What a path holds (model, tokenizer, adapter, data, run folder), as text for people or as one JSON object. verify:
- * also search a model's weights for values that are not finite. *text: pfx_free. */
+/* What a path holds (model, tokenizer, adapter, data, run folder), as text for people or as one JSON object. verify: also
+ * search a model's weights for values that are not finite. *text: pfx_free. */
 PFX_API pfx_status pfx_inspect_wait(const char *path, bool json, bool verify, char **text, pfx_error *err);
 
 #ifdef __cplusplus

@@ -280,8 +280,7 @@ static void messages_of_errors(void **state) {
       {T7 "[1, 2]\n", "F: line 7: a row must be a JSON object {...}"},
       {T7 "a||b\n", "F: line 7, column 1: invalid token near 'a'"},
       {T7 "{}\n",
-       "F: line 7: the row has none of the fields that pfx knows; it needs prompt and completion (and references), or "
-       "text, or messages, "
+       "F: line 7: the row has none of the fields that pfx knows; it needs prompt and completion (and references), or text, or messages, "
        "or ids and labels"},
       {"a||b\n{\"text\": \"x\"}\n", "F: line 2: no \"||\" between source and target"},
       {"{\"prompt\": \"a\"}", "F: line 1: field \"completion\" is missing"},
@@ -298,8 +297,7 @@ static void messages_of_errors(void **state) {
       {"{\"text\": \"a\", \"references\": [\"b\"]}",
        "F: line 1: fields \"text\" and \"references\" do not go together; " KINDS},
       {"{\"source\": \"a\", \"meta\": 1}",
-       "F: line 1: the row has none of the fields that pfx knows; it needs prompt and completion (and references), or "
-       "text, or "
+       "F: line 1: the row has none of the fields that pfx knows; it needs prompt and completion (and references), or text, or "
        "messages, or ids and labels"},
       {"{\"ids\": [1, 2]}", "F: line 1: fields \"ids\" and \"labels\" must be lists of integers"},
       {"{\"ids\": [1, 2], \"labels\": [1]}", "F: line 1: 2 ids and 1 labels; labels are not shifted, one for each id"},
