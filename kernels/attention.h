@@ -2,25 +2,34 @@
  * Attention over [shared prefix | own tokens], forward, backward and decode.
  *
  * Sequence s has queries q[q_offsets[s] .. q_offsets[s+1]) and keys k[k_offsets[s] .. k_offsets[s+1]), lengths nq and
- * nk, and reads the segment seg = segments[adapter[s]] (adapter[s] == -1: none), whose P keys and values are stored
- * once. For query i (0-based in its sequence), head h, kv head g = h / (heads / kv_heads): s_j = scale * <q_i, key_j>
- * over the P segment keys, all visible, and own keys j with, where d = nk - nq, full: all j;  causal: j <= i + d;
- * window W > 0 (causal): also j > i + d - W   (never hides the segment) lse_i = log sum_j exp(s_j)      o_i = sum_j
- * exp(s_j - lse_i) value_j A query without any visible key: o = 0, lse = -inf. Backward, with D_i = <do_i, o_i>, p =
- * exp(s - lse), ds = p (<do_i, value_j> - D_i): dq_i = scale sum_j ds_j key_j   dkey_j = scale sum_i ds_j q_i dvalue_j
- * = sum_i p_j do_i sums over all query heads of a kv head, and for a segment over all sequences that name it.
+ * nk, and reads the segment segments[adapter[s]] (adapter[s] == -1: none), whose P keys and values are stored once.
+ * For query i (0-based in its sequence), head h, kv head g = h / (heads / kv_heads): s_j = scale * <q_i, key_j> over
+ * the P segment keys, all visible, and own keys j with, where d = nk - nq,
+ *   full:                  all j
+ *   causal:                j <= i + d
+ *   window W > 0 (causal): also j > i + d - W   (never hides the segment)
+ *
+ *   lse_i = log sum_j exp(s_j)      o_i = sum_j exp(s_j - lse_i) value_j
+ *
+ * A query without any visible key: o = 0, lse = -inf.
+ * Backward, with D_i = <do_i, o_i>, p = exp(s - lse), ds = p (<do_i, value_j> - D_i):
+ *   dq_i = scale sum_j ds_j key_j   dkey_j = scale sum_i ds_j q_i   dvalue_j = sum_i p_j do_i
+ * sums over all query heads of a kv head, and for a segment over all sequences that name it.
  *
  * Shapes, outermost first: q, o, dq, do [rows, heads, head_dim] with row stride in elements (heads are adjacent);
  * k, v, dk, dv [rows, kv_heads, head_dim] likewise; segment k, v [len, kv_heads, head_dim] in `dtype` with
  * segment.stride; segment dk, dv float32 [len, kv_heads, head_dim] with segment.grad_stride; lse [heads, q rows]
- * float32, natural log. Limits: head_dim 1..256, heads % kv_heads == 0, dtype f32 or bf16, offsets ascending from 0,
- * adapter[s] < segment_count. All keys and values of a sequence are finite, hidden ones too: a hidden pair counts as p
- * = 0, which a NaN survives. Arithmetic: products and sums in float32. bf16: probabilities may be rounded to bf16
- * before they meet the values. Aliasing: none; q, k, v may be columns of one tensor, likewise dq, dk, dv. Determinism:
- * bits depend on the arguments alone, never on the number of threads. o and lse of a sequence are the same bits alone
- * and in any batch, in forward and in decode (equal to each other to rounding). In backward the rows of the batch are
- * cut into chunks that the arguments fix; gradients of keys that several chunks share are partial sums added in order.
- * o, lse, dq, dk, dv are assigned (dk, dv also for keys that no query sees); segment gradients accumulate. */
+ * float32, natural log.
+ * Limits: head_dim 1..256, heads % kv_heads == 0, dtype f32 or bf16, offsets ascending from 0, adapter[s] <
+ * segment_count. All keys and values of a sequence are finite, hidden ones too: a hidden pair counts as p = 0, which a
+ * NaN survives.
+ * Arithmetic: products and sums in float32. bf16: probabilities (and ds) may be rounded to bf16 before they meet the
+ * values (keys, queries).
+ * Aliasing: none; q, k, v may be columns of one tensor, likewise dq, dk, dv.
+ * Determinism: bits depend on the arguments alone, never on the number of threads. o and lse of a sequence are the same
+ * bits alone and in any batch, in forward and in decode (equal to each other to rounding). In backward the rows of the
+ * batch are cut into chunks that the arguments fix; gradients of keys that several chunks share are partial sums added
+ * in order. o, lse, dq, dk, dv are assigned (dk, dv also for keys that no query sees); segment gradients accumulate. */
 #ifndef PX_KERNELS_ATTENTION_H
 #define PX_KERNELS_ATTENTION_H
 

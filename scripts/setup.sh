@@ -58,7 +58,7 @@ need_fuzz() {
 }
 need_test() {
   need g++ has_command g++
-  need libboost-context-dev has_header boost/context/detail/fcontext.hpp
+  need libboost-context-dev has_file /usr/include/boost/context/detail/fcontext.hpp
   need libomp-dev clang_has_archer
 }
 # The name a package has here: Ubuntu knows some parts of the default clang by their version only.
