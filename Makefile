@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # A thin front: installs what is missing, then calls CMake and CTest, which do the work and can be called directly.
 .DEFAULT_GOAL := release
-.PHONY: release demo test check asan tsan emu fuzz bench format test-peers docs install clean help
+.PHONY: release demo test check asan tsan emu cuda kernel-table fuzz bench format test-peers docs install clean help
 JOBS ?= $(shell nproc)
 SECONDS ?= 20
 PREFIX ?= /usr/local
@@ -23,6 +23,7 @@ test: ## everything: release, sanitizer, race and fuzz builds, all tests (about 
 	$(call build,tsan)
 	$(call build,fuzz)
 	$(call build,emu)
+	$(call build,cuda,-D PFX_TESTS=OFF -D PFX_BENCH=OFF)
 	$(call build,release,-D PFX_TESTS=ON -D PFX_TEST_VARIANTS=ON)
 	ctest --test-dir build/release --output-on-failure -j 2
 
@@ -45,6 +46,13 @@ emu: ## build/emu/pfx, whose --device cuda is emulated, and the tests of the CUD
 	@scripts/setup.sh test
 	$(call build,emu)
 	ctest --test-dir build/emu --output-on-failure -j 2 -L emu
+
+cuda: ## build/cuda/pfx, with the CUDA backend; fetches nvcc where there is no toolkit; see docs/gpu.md
+	@scripts/setup.sh cuda
+	$(call build,cuda)
+
+kernel-table: cuda ## tests/kernels/resources.csv again: registers, shared memory, instructions of every kernel
+	python3 tests/tools/kernel_table.py build/cuda "$$(scripts/fetch_cuda.sh tools)" --write
 
 fuzz: ## every fuzzer for SECONDS=20 each, starting from its corpus
 	@scripts/setup.sh fuzz

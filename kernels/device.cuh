@@ -20,7 +20,7 @@
 #include <px_emulated_device.h>
 #else
 #include <cuda_runtime.h>
-#define PX_KERNEL(bounds) __global__ void __launch_bounds__(bounds)
+#define PX_KERNEL(bounds) __global__ void __launch_bounds__(bounds, 1)
 #define PX_DEVICE static __device__ __forceinline__
 #define PX_SHARED(type, name, count) __shared__ type name[count]
 #define PX_DYNAMIC_SHARED(type, name)                                 \

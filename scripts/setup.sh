@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # Installs the Debian or Ubuntu packages that a purpose needs and that are not there yet.
 #
-#   scripts/setup.sh build|demo|test|fuzz|format|peers [--dry-run]
+#   scripts/setup.sh build|demo|test|fuzz|format|peers|cuda [--dry-run]
 #
 # build: the library and the command; demo: also the model and the dictionary; test: everything `make test` runs;
 # fuzz: the compiler with libFuzzer; peers: what a Python environment with torch needs. What is needed is found by looking
@@ -87,8 +87,9 @@ collect() {
     fuzz) need_fuzz ;;
     peers) need_demo; need python3-venv has_module ensurepip ;;
     format) need clang-format has_command clang-format ;;
+    cuda) need_demo; need g++ has_command g++; need libcmocka-dev has_library cmocka ;;
     test) need_demo; need_fuzz; need_test ;;
-    *) echo "usage: scripts/setup.sh build|demo|test|fuzz|format|peers [--dry-run]" >&2; exit 2 ;;
+    *) echo "usage: scripts/setup.sh build|demo|test|fuzz|format|peers|cuda [--dry-run]" >&2; exit 2 ;;
   esac
   missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ' | sed 's/^ *//; s/ *$//')
 }
