@@ -43,7 +43,8 @@ static px_attn_shape shape_of(const bench_case *c, const int32_t *offsets, const
                          .k_offsets = offsets,
                          .adapter = adapter,
                          .segments = segment,
-                         .segment_count = 1};
+                         .segment_count = 1,
+                         .segment_rows = c->prefix};
 }
 
 static void bench(const bench_case *c) {

@@ -20,6 +20,8 @@
  * k, v, dk, dv [rows, kv_heads, head_dim] likewise; segment k, v [len, kv_heads, head_dim] in `dtype` with
  * segment.stride; segment dk, dv float32 [len, kv_heads, head_dim] with segment.grad_stride; lse [heads, q rows]
  * float32, natural log.
+ * On a device, segments of bf16 with head_dim a multiple of 8 begin at multiples of 16 bytes and have strides that are
+ * multiples of 8 and below 2^31, as every row of a prefix has.
  * Limits: head_dim 1..256, heads % kv_heads == 0, dtype f32 or bf16, offsets ascending from 0, adapter[s] <
  * segment_count. All keys and values of a sequence are finite, hidden ones too: a hidden pair counts as p = 0, which a
  * NaN survives.
@@ -64,6 +66,7 @@ typedef struct px_attn_shape {
   const int32_t *adapter;   /* [seqs], index into segments or -1; NULL: none */
   const px_kv_segment *segments;
   int32_t segment_count;
+  int32_t segment_rows; /* no less than the sum of all len: the host may not read those */
 } px_attn_shape;
 
 typedef struct px_attn_fwd_args {

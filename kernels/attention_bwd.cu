@@ -8,12 +8,6 @@
  * Nothing is added atomically, so every sum has one order. */
 #include "kernels/attention_tile.cuh"
 
-struct bwd_problem {
-  px_attn_bwd_args a;
-  float *delta;   /* [heads][q_rows] */
-  float *partial; /* [splits][2: dk, dv][segment rows][kv_heads * head_dim] */
-};
-
 struct bwd_shared {
   float *x, *y;           /* the rows of this block: [rows][dim] twice */
   float *s, *t;           /* what streams by: [32][padded] twice */
@@ -51,7 +45,7 @@ static size_t bwd_shared_bytes(int dim) {
 
 template <typename T>
 PX_KERNEL(128)
-delta_kernel(bwd_problem p) {
+delta_kernel(px_attn_bwd_problem p) {
   const px_attn_bwd_args &a = p.a;
   int lane = (int)threadIdx.x % PX_WARP, dim = a.shape.head_dim;
   int64_t row = (int64_t)blockIdx.x * 4 + threadIdx.x / PX_WARP, head = blockIdx.y;
@@ -112,7 +106,7 @@ PX_DEVICE void queries_stream(const bwd_shared &m, const T *k, int64_t k_stride,
 
 template <typename T, int ROWS, int CHUNKS>
 PX_KERNEL(PX_TILE_THREADS)
-queries_kernel(bwd_problem p) {
+queries_kernel(px_attn_bwd_problem p) {
   PX_DYNAMIC_SHARED(float, memory);
   const px_attn_bwd_args &a = p.a;
   const px_attn_shape &s = a.shape;
@@ -209,7 +203,7 @@ PX_DEVICE void keys_meet(const bwd_shared &m, int first, int number, int dim, fl
 
 /* Queries [row, row + count) of one head into shared memory, with what `facts` says of each. */
 template <typename T, typename Facts>
-PX_DEVICE void load_queries(const bwd_problem &p, const bwd_shared &m, int64_t row, int count, int64_t head,
+PX_DEVICE void load_queries(const px_attn_bwd_problem &p, const bwd_shared &m, int64_t row, int count, int64_t head,
                             Facts facts) {
   const px_attn_bwd_args &a = p.a;
   int dim = a.shape.head_dim;
@@ -233,7 +227,7 @@ PX_DEVICE void load_queries(const bwd_problem &p, const bwd_shared &m, int64_t r
 /* A tile of flat key rows; those of one sequence after the other. */
 template <typename T, int ROWS, int CHUNKS>
 PX_KERNEL(PX_TILE_THREADS)
-keys_kernel(bwd_problem p) {
+keys_kernel(px_attn_bwd_problem p) {
   PX_DYNAMIC_SHARED(float, memory);
   const px_attn_bwd_args &a = p.a;
   const px_attn_shape &s = a.shape;
@@ -281,32 +275,10 @@ keys_kernel(bwd_problem p) {
   }
 }
 
-/* A tile of segment keys: which segment, its first key there, and the segment's first row among all segments' rows. */
-struct segment_tile {
-  int id, from;
-  int64_t rows_before, all_rows;
-};
-
-/* Tile number `tile` of the segments whose gradient is wanted; id -1: there are not so many. */
-PX_DEVICE segment_tile find_tile(const px_attn_shape &s, int64_t tile, int size) {
-  segment_tile found = {-1, 0, 0, 0};
-  for (int i = 0; i < s.segment_count; i++) {
-    int len = s.segments[i].len, tiles = s.segments[i].dk ? (len + size - 1) / size : 0;
-    if (found.id < 0 && tile < tiles) {
-      found.id = i;
-      found.from = (int)tile * size;
-      found.rows_before = found.all_rows;
-    }
-    tile -= tiles;
-    found.all_rows += len;
-  }
-  return found;
-}
-
 /* The rows of part `split` of all query rows, all heads of the group, through the tile. */
 template <typename T, int ROWS, int CHUNKS>
-PX_DEVICE void segment_part(const bwd_problem &p, const bwd_shared &m, segment_tile at, int split, int splits,
-                            int kv_head, key_sums<ROWS, CHUNKS> &sums) {
+PX_DEVICE void segment_part(const px_attn_bwd_problem &p, const bwd_shared &m, px_segment_tile at, int split,
+                            int splits, int kv_head, key_sums<ROWS, CHUNKS> &sums) {
   const px_attn_shape &s = p.a.shape;
   int group = s.heads / s.kv_heads, warp_first = (int)threadIdx.x / PX_WARP * ROWS;
   int begin = (int)((int64_t)s.q_rows * split / splits), end = (int)((int64_t)s.q_rows * (split + 1) / splits);
@@ -329,45 +301,42 @@ PX_DEVICE void segment_part(const bwd_problem &p, const bwd_shared &m, segment_t
 
 template <typename T, int ROWS, int CHUNKS>
 PX_KERNEL(PX_TILE_THREADS)
-segments_kernel(bwd_problem p, int splits) {
+segments_kernel(px_attn_bwd_problem p, int splits) {
   PX_DYNAMIC_SHARED(float, memory);
   const px_attn_shape &s = p.a.shape;
   int dim = s.head_dim, kv_head = (int)blockIdx.y, split = (int)blockIdx.z, tile = PX_TILE_WARPS * ROWS;
   int lane = (int)threadIdx.x % PX_WARP, warp_first = (int)threadIdx.x / PX_WARP * ROWS;
   int64_t width = (int64_t)s.kv_heads * dim;
   bwd_shared m = carve<ROWS>(memory, dim);
-  for (int64_t number = blockIdx.x;; number += gridDim.x) {
-    segment_tile at = find_tile(s, number, tile);
-    if (at.id < 0) return;
-    const px_kv_segment &segment = s.segments[at.id];
-    int count = segment.len - at.from < tile ? segment.len - at.from : tile;
-    __syncthreads();
-    px_rows_to_shared(m.x, dim, tile, count, dim, [&](int r) {
-      return static_cast<const T *>(segment.k) + (at.from + r) * segment.stride + (int64_t)kv_head * dim;
-    });
-    px_rows_to_shared(m.y, dim, tile, count, dim, [&](int r) {
-      return static_cast<const T *>(segment.v) + (at.from + r) * segment.stride + (int64_t)kv_head * dim;
-    });
-    __syncthreads();
-    key_sums<ROWS, CHUNKS> sums;
-    clear(sums);
-    segment_part<T, ROWS, CHUNKS>(p, m, at, split, splits, kv_head, sums);
+  px_segment_tile at = px_segment_tile_of(s, blockIdx.x, tile);
+  if (at.id < 0) return;
+  const px_kv_segment &segment = s.segments[at.id];
+  int count = segment.len - at.from < tile ? segment.len - at.from : tile;
+  px_rows_to_shared(m.x, dim, tile, count, dim, [&](int r) {
+    return static_cast<const T *>(segment.k) + (at.from + r) * segment.stride + (int64_t)kv_head * dim;
+  });
+  px_rows_to_shared(m.y, dim, tile, count, dim, [&](int r) {
+    return static_cast<const T *>(segment.v) + (at.from + r) * segment.stride + (int64_t)kv_head * dim;
+  });
+  __syncthreads();
+  key_sums<ROWS, CHUNKS> sums;
+  clear(sums);
+  segment_part<T, ROWS, CHUNKS>(p, m, at, split, splits, kv_head, sums);
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-      if (warp_first + r >= count) continue;
-      int64_t row = 2 * split * at.all_rows + at.rows_before + at.from + warp_first + r;
-      float *dk = p.partial + row * width + (int64_t)kv_head * dim, *dv = dk + at.all_rows * width;
+  for (int r = 0; r < ROWS; r++) {
+    if (warp_first + r >= count) continue;
+    int64_t row = 2 * split * at.all_rows + at.rows_before + at.from + warp_first + r;
+    float *dk = p.partial + row * width + (int64_t)kv_head * dim, *dv = dk + at.all_rows * width;
 #pragma unroll
-      for (int i = 0; i < CHUNKS; i++)
-        if (lane + PX_WARP * i < dim) {
-          dk[lane + PX_WARP * i] = sums.dk[r][i];
-          dv[lane + PX_WARP * i] = sums.dv[r][i];
-        }
-    }
+    for (int i = 0; i < CHUNKS; i++)
+      if (lane + PX_WARP * i < dim) {
+        dk[lane + PX_WARP * i] = sums.dk[r][i];
+        dv[lane + PX_WARP * i] = sums.dv[r][i];
+      }
   }
 }
 
-PX_KERNEL(128) join_kernel(bwd_problem p, int splits) {
+PX_KERNEL(128) join_kernel(px_attn_bwd_problem p, int splits) {
   const px_attn_shape &s = p.a.shape;
   int64_t width = (int64_t)s.kv_heads * s.head_dim, all = 0, before = 0;
   for (int i = 0; i < s.segment_count; i++) all += s.segments[i].len;
@@ -390,10 +359,10 @@ PX_KERNEL(128) join_kernel(bwd_problem p, int splits) {
 
 /* ---- launchers ---- */
 
-enum { SEGMENT_BLOCKS = 64, JOIN_BLOCKS = 256 };
+enum { JOIN_BLOCKS = 256 };
 
 template <typename T, int ROWS, int CHUNKS>
-static void launch_all(const bwd_problem &p, int splits, void *stream) {
+static void launch_all(const px_attn_bwd_problem &p, int splits, void *stream) {
   const px_attn_shape &s = p.a.shape;
   size_t bytes = bwd_shared_bytes<ROWS>(s.head_dim);
   unsigned tile = PX_TILE_WARPS * ROWS, kv_heads = (unsigned)s.kv_heads;
@@ -409,16 +378,15 @@ static void launch_all(const bwd_problem &p, int splits, void *stream) {
   }
   if (s.adapter && s.segment_count > 0) {
     PX_ALLOW_SHARED((segments_kernel<T, ROWS, CHUNKS>), bytes);
-    dim3 grid(SEGMENT_BLOCKS, kv_heads, (unsigned)splits);
+    dim3 grid(px_segment_blocks(s, (int)tile), kv_heads, (unsigned)splits);
     PX_LAUNCH((segments_kernel<T, ROWS, CHUNKS>), grid, PX_TILE_THREADS, bytes, stream, p, splits);
-    PX_LAUNCH(join_kernel, JOIN_BLOCKS, 128, 0, stream, p, splits);
   }
 }
 
 int px_attn_bwd_cuda(const px_attn_bwd_args *a, void *stream) {
   const px_attn_shape &s = a->shape;
   if (s.seqs == 0 || (s.q_rows == 0 && s.k_rows == 0)) return 0;
-  bwd_problem p = {};
+  px_attn_bwd_problem p = {};
   p.a = *a;
   p.delta = static_cast<float *>(a->workspace);
   p.partial = p.delta + (int64_t)s.heads * s.q_rows;
@@ -426,7 +394,9 @@ int px_attn_bwd_cuda(const px_attn_bwd_args *a, void *stream) {
   PX_FOR_TYPE(s.dtype, T, {
     dim3 grid(px_blocks(s.q_rows, 4), (unsigned)s.heads);
     if (s.q_rows > 0) PX_LAUNCH(delta_kernel<T>, grid, 128, 0, stream, p);
-    PX_FOR_HEAD_DIM(s.head_dim, CHUNKS, ROWS, launch_all<T, ROWS, CHUNKS>(p, splits, stream));
+    if (!px_attn_bwd_mma(p, splits, stream))
+      PX_FOR_HEAD_DIM(s.head_dim, CHUNKS, ROWS, launch_all<T, ROWS, CHUNKS>(p, splits, stream));
   });
+  if (s.adapter && s.segment_count > 0) PX_LAUNCH(join_kernel, JOIN_BLOCKS, 128, 0, stream, p, splits);
   return PX_LAUNCHED();
 }

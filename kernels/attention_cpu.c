@@ -57,6 +57,9 @@ const char *px_attn_check_arrays(const px_attn_shape *s, bool decode) {
   if (s->seqs == 0) return NULL;
   if (s->q_rows != s->q_offsets[s->seqs] || (!decode && s->k_rows != s->k_offsets[s->seqs]))
     return "the number of rows is not the last offset";
+  int64_t rows = 0;
+  for (int32_t i = 0; s->adapter && i < s->segment_count; i++) rows += s->segments[i].len;
+  if (rows > s->segment_rows) return "segment_rows is less than the rows of all segments";
   return NULL;
 }
 

@@ -194,7 +194,6 @@ fwd_kernel(fwd_problem a) {
 
 static int launch(const fwd_problem &a, void *stream) {
   const px_attn_shape &s = a.s;
-  if (s.seqs == 0 || s.q_rows == 0) return 0;
   int64_t rows = (int64_t)s.q_rows * (s.heads / s.kv_heads);
   PX_FOR_HEAD_DIM(s.head_dim, CHUNKS, ROWS, PX_FOR_TYPE(s.dtype, T, {
                     size_t bytes = fwd_shared_bytes<ROWS>(s.head_dim);
@@ -206,6 +205,8 @@ static int launch(const fwd_problem &a, void *stream) {
 }
 
 int px_attn_fwd_cuda(const px_attn_fwd_args *a, void *stream) {
+  if (a->shape.seqs == 0 || a->shape.q_rows == 0) return 0;
+  if (px_attn_fwd_mma(a, stream)) return PX_LAUNCHED();
   fwd_problem p = {};
   p.s = a->shape;
   p.q = a->q, p.k = a->k, p.v = a->v, p.o = a->o, p.lse = a->lse;
@@ -214,6 +215,8 @@ int px_attn_fwd_cuda(const px_attn_fwd_args *a, void *stream) {
 }
 
 int px_attn_decode_cuda(const px_attn_decode_args *a, void *stream) {
+  if (a->shape.seqs == 0 || a->shape.q_rows == 0) return 0;
+  if (px_attn_decode_mma(a, stream)) return PX_LAUNCHED();
   fwd_problem p = {};
   p.s = a->shape;
   p.q = a->q, p.k = a->k_cache, p.v = a->v_cache, p.o = a->o;

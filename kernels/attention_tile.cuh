@@ -17,6 +17,23 @@
 
 enum { PX_TILE_WARPS = 4, PX_TILE_THREADS = PX_TILE_WARPS * PX_WARP, PX_TILE_KEYS = 32 };
 
+/* The tensor-core kernels (attention_mma_*.cu): false where they do not take the problem and nothing was launched. */
+bool px_attn_fwd_mma(const px_attn_fwd_args *a, void *stream);
+bool px_attn_decode_mma(const px_attn_decode_args *a, void *stream);
+
+/* The backward kernels' problem and workspace. */
+struct px_attn_bwd_problem {
+  px_attn_bwd_args a;
+  float *delta;   /* [heads][q_rows] */
+  float *partial; /* [splits][2: dk, dv][segment rows][kv_heads * head_dim] */
+};
+bool px_attn_bwd_mma(const px_attn_bwd_problem &p, int splits, void *stream); /* all but delta and join */
+
+/* Tiles of all segments, at most: their number is known on the device alone. */
+static inline unsigned px_segment_blocks(const px_attn_shape &s, int size) {
+  return (unsigned)(s.segment_rows / size + s.segment_count);
+}
+
 /* A padded row of shared memory: lanes that read one dim of 32 rows meet 32 banks. */
 PX_DEVICE int px_padded(int dim) { return dim | 1; }
 
@@ -50,6 +67,28 @@ PX_DEVICE void px_visible(const px_attn_shape &s, int query, int nq, int nk, int
   if (*to < 0) *to = 0;
   if (s.window && last - s.window + 1 > 0) *from = last - s.window + 1;
   if (*from > *to) *from = *to;
+}
+
+/* A tile of segment keys: which segment, its first key there, and the segment's first row among all segments' rows. */
+struct px_segment_tile {
+  int id, from;
+  int64_t rows_before, all_rows;
+};
+
+/* Tile number `tile` of the segments whose gradient is wanted; id -1: there are not so many. */
+PX_DEVICE px_segment_tile px_segment_tile_of(const px_attn_shape &s, int64_t tile, int size) {
+  px_segment_tile found = {-1, 0, 0, 0};
+  for (int i = 0; i < s.segment_count; i++) {
+    int len = s.segments[i].len, tiles = s.segments[i].dk ? (len + size - 1) / size : 0;
+    if (found.id < 0 && tile < tiles) {
+      found.id = i;
+      found.from = (int)tile * size;
+      found.rows_before = found.all_rows;
+    }
+    tile -= tiles;
+    found.all_rows += len;
+  }
+  return found;
 }
 
 /* `count` rows of `dim` elements into shared memory as float32, stride elements apart there, at most `most` rows; the

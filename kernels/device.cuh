@@ -36,6 +36,14 @@
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes))
 #endif
 
+/* The most shared memory that a block of the current device can have. */
+static inline size_t px_most_shared() {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return (size_t)bytes;
+}
+
 #include "core/random.h"
 #include "core/types.h"
 
@@ -146,7 +154,102 @@ PX_DEVICE float px_block_max(float x, float *scratch) {
   return x;
 }
 
+/* ---- tensor cores: bfloat16 products of a warp, 16 x 8 x 16, float32 sums (mma.sync, from sm_80 on) ----
+ * Lane l holds, with g = l / 4 and t = l % 4, of
+ *   A [16][16]: a[0] row g, a[1] row g + 8, columns 2t and 2t + 1; a[2], a[3] the same rows, columns 2t + 8 and 2t + 9
+ *   B [16][8]:  b0 rows 2t and 2t + 1 of column g; b1 rows 2t + 8 and 2t + 9
+ *   C [16][8]:  c[0], c[1] row g, columns 2t and 2t + 1; c[2], c[3] row g + 8
+ * (PTX ISA, "Matrix fragments for mma.m16n8k16"); the lower half of a register is the first of two. */
+PX_DEVICE void px_mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
+#ifdef PX_EMULATED
+  px_emu::mma_bf16(c, a, b0, b1);
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+/* Four 8 x 8 matrices from shared memory: lane l names row l % 8 of matrix l / 8 (16 bytes, aligned); out[i] is of
+ * matrix i row g, columns 2t and 2t + 1; transposed: column g, rows 2t and 2t + 1. */
+PX_DEVICE void px_ldmatrix(uint32_t *out, const void *row) {
+#ifdef PX_EMULATED
+  px_emu::ldmatrix(out, row, false);
+#else
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"((uint32_t)__cvta_generic_to_shared(row)));
+#endif
+}
+PX_DEVICE void px_ldmatrix_transposed(uint32_t *out, const void *row) {
+#ifdef PX_EMULATED
+  px_emu::ldmatrix(out, row, true);
+#else
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"((uint32_t)__cvta_generic_to_shared(row)));
+#endif
+}
+
+/* 16 bytes from global to shared memory, zeros where `there` is false (`global` is then not read); they are there for
+ * the thread that copied after px_wait_copies<n>() with at most n groups committed since, for others a barrier later. */
+PX_DEVICE void px_copy16(void *shared, const void *global, bool there) {
+#ifdef PX_EMULATED
+  px_emu::async_copy(shared, global, there ? 16 : 0, there ? 0 : 16);
+#else
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+               "l"(global), "r"(there ? 16 : 0)
+               : "memory");
+#endif
+}
+PX_DEVICE void px_commit_copies() {
+#ifdef PX_EMULATED
+  px_emu::async_commit();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int GROUPS_LEFT>
+PX_DEVICE void px_wait_copies() {
+#ifdef PX_EMULATED
+  px_emu::async_wait(GROUPS_LEFT);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS_LEFT) : "memory");
+#endif
+}
+
+/* Two float32 as bfloat16, rounded to nearest; x in the lower half. */
+PX_DEVICE uint32_t px_pack(float x, float y) {
+#ifdef PX_EMULATED
+  return px_f32_to_bf16(x) | (uint32_t)px_f32_to_bf16(y) << 16;
+#else
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(y), "f"(x));
+  return both;
+#endif
+}
+
+/* 2^x to 2 in the last place or so (ex2.approx); 0 for -infinity. */
+PX_DEVICE float px_exp2(float x) {
+#ifdef PX_EMULATED
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 /* ---- launchers ---- */
+
+static inline int px_multiprocessors() {
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
 
 /* Blocks of `threads` for `items`, at most what a grid's x axis takes. */
 static inline unsigned px_blocks(int64_t items, int64_t threads) { return (unsigned)((items + threads - 1) / threads); }

@@ -32,7 +32,7 @@ static px_status measure_loss(job *j, pfx_eval_result *result, px_error *err) {
   if (j->adapter) {
     status = px_prefix_open(px_model_config(j->model), j->be, j->model->dtype, j->adapter->values, j->adapter->tokens,
                             &prefix, err);
-    hooks = (px_hooks){.segments = prefix.segments, .adapters = 1};
+    hooks = (px_hooks){.segments = prefix.segments, .adapters = 1, .segment_rows = prefix.tokens};
   }
   if (status == PX_OK)
     status = px_eval_loss(j->model, j->be, &j->rows, j->adapter ? &hooks : NULL, prefix.tokens, j->row_loss, &r, err);

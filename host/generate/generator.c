@@ -22,6 +22,7 @@ struct px_generator {
   int64_t planned_tokens, planned_positions; /* what buffers are open for */
   px_prefix *prefixes;
   int32_t adapter_count;
+  int32_t segment_rows;    /* of all adapters, in a layer */
   px_kv_segment *segments; /* backend memory [layers * adapters] */
   px_row *waiting, **waiting_end;
   px_row **active;
@@ -128,6 +129,7 @@ px_status px_generator_add_adapter(px_generator *g, const px_adapter *adapter, i
   g->segments = table;
   *id = g->adapter_count;
   g->adapter_count = count;
+  g->segment_rows += adapter->tokens;
   return PX_OK;
 }
 
@@ -254,7 +256,7 @@ static px_status compute(px_generator *g, px_row **rows, int32_t count, bool fre
                        .kv_lens = g->kv_lens,
                        .slots = g->slots,
                        .fresh = fresh};
-  px_hooks hooks = {.segments = g->segments, .adapters = g->adapter_count};
+  px_hooks hooks = {.segments = g->segments, .adapters = g->adapter_count, .segment_rows = g->segment_rows};
   px_stack s = {.be = g->be,
                 .config = px_model_config(g->model),
                 .weights = &g->model->weights,

@@ -75,6 +75,7 @@ px_attn_shape px_stack_attention(const px_stack *s, int layer) {
     shape.adapter = s->batch.adapter;
     shape.segments = s->hooks->segments + (int64_t)layer * s->hooks->adapters;
     shape.segment_count = s->hooks->adapters;
+    shape.segment_rows = s->hooks->segment_rows;
   }
   return shape;
 }

@@ -10,6 +10,7 @@ typedef struct px_hooks {
    * reads the ones of its adapter id. NULL: none. */
   const px_kv_segment *segments;
   int32_t adapters;
+  int32_t segment_rows; /* of all adapters together, in a layer */
 } px_hooks;
 
 #endif

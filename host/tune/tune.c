@@ -106,7 +106,7 @@ static px_status make_segments(px_tune *t, px_prefix_part *p, px_error *err) {
   }
   px_backend_write(t->be, t->segments, host, bytes);
   free(host);
-  t->hooks = (px_hooks){.segments = t->segments, .adapters = 1};
+  t->hooks = (px_hooks){.segments = t->segments, .adapters = 1, .segment_rows = t->tokens};
   return PX_OK;
 }
 

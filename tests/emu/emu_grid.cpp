@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <vector>
@@ -31,7 +32,7 @@ thread *now;
 
 namespace {
 
-enum { STACK_BYTES = 256 * 1024, WARP = 32, SLOT = 16 };
+enum { STACK_BYTES = 256 * 1024, WARP = 32 };
 
 struct warp {
   unsigned arrived, mask, generation;
@@ -39,8 +40,16 @@ struct warp {
   alignas(16) unsigned char slots[2][WARP * SLOT];
 };
 
+struct copy {
+  unsigned char *to;
+  const unsigned char *from;
+  size_t bytes, zeros;
+};
+
 struct fiber {
   thread state;
+  std::vector<copy> copies;    /* not yet committed */
+  std::deque<std::vector<copy>> groups; /* committed, oldest first */
   fcontext_t context;
   void *fake_stack;
   bool started, done;
@@ -188,7 +197,7 @@ void run_grid(const char *name, dim3 grid, dim3 block, size_t shared_bytes, cons
       f.state.grid_dim = grid;
       f.state.thread = {(unsigned)(i % block.x), (unsigned)(i / block.x % block.y), (unsigned)(i / block.x / block.y)};
       f.state.block = {(unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y), (unsigned)(b / grid.x / grid.y)};
-      r.fibers[i] = f;
+      r.fibers[i] = std::move(f);
     }
     for (warp &w : r.warps) w = {};
     r.shared.clear();
@@ -224,6 +233,30 @@ void sync_threads() {
   pass_barrier_if_complete();
   if (run->generation == f->barrier) to_scheduler(f, false);
   f->at_barrier = false;
+}
+
+void async_copy(void *to, const void *from, size_t bytes, size_t zeros) {
+  copy c = {static_cast<unsigned char *>(to), static_cast<const unsigned char *>(from), bytes, zeros};
+  if ((uintptr_t)to % 16 || (bytes && (uintptr_t)from % 16)) fatal("%s: an asynchronous copy is not aligned", run->name);
+  memset(c.to, 0xff, bytes + zeros);
+  run->running->copies.push_back(c);
+}
+
+void async_commit() {
+  fiber *f = run->running;
+  f->groups.push_back(std::move(f->copies));
+  f->copies.clear();
+}
+
+void async_wait(int groups_left) {
+  fiber *f = run->running;
+  while ((int)f->groups.size() > groups_left) {
+    for (const copy &c : f->groups.front()) {
+      if (c.bytes) memcpy(c.to, c.from, c.bytes);
+      memset(c.to + c.bytes, 0, c.zeros);
+    }
+    f->groups.pop_front();
+  }
 }
 
 const unsigned char *meet(const char *what, unsigned mask, const void *mine, size_t bytes) {

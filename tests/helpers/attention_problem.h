@@ -14,7 +14,7 @@ typedef struct problem {
   int32_t q_offsets[16], k_offsets[16], adapter[16];
   px_kv_segment seg[3];
   bool only_segments;
-  bool plain; /* the specification instead of the fast path */
+  bool plain; /* the specification instead of the fast path; on a device: rows that no tensor-core kernel takes */
   void *q, *k, *v, *o, *dout, *dq, *dk, *dv;
   float *lse;
   void *workspace;
@@ -36,7 +36,8 @@ static inline px_attn_shape shape_of(const problem *p) {
                          .k_offsets = p->k_offsets,
                          .adapter = p->adapter,
                          .segments = p->seg,
-                         .segment_count = p->segments};
+                         .segment_count = p->segments,
+                         .segment_rows = (int32_t)p->segment_rows};
 }
 
 static inline void make(problem *p, const int *q_lens, const int *k_lens, const int *seg_lens) {
@@ -48,12 +49,14 @@ static inline void make(problem *p, const int *q_lens, const int *k_lens, const 
   }
   p->rows = p->q_offsets[p->seqs];
   p->keys = p->k_offsets[p->seqs];
-  p->q_stride = (int64_t)p->heads * p->dim + 3;
-  p->kv_stride = width + 5;
-  p->q = numbers(p->type, p->rows, p->q_stride - 3, p->q_stride, 1, 2);
+  bool words = p->type == PX_BF16 && p->dim % 8 == 0; /* rows begin at multiples of 16 bytes */
+  int64_t q_width = (int64_t)p->heads * p->dim, seg_stride = words ? width + 8 : width + 1;
+  p->q_stride = words && !p->plain ? q_width + 8 : q_width + 3;
+  p->kv_stride = words && !p->plain ? width + 16 : width + 5;
+  p->q = numbers(p->type, p->rows, q_width, p->q_stride, 1, 2);
   p->k = numbers(p->type, p->keys, width, p->kv_stride, 2, 2);
   p->v = numbers(p->type, p->keys, width, p->kv_stride, 3, 1);
-  p->dout = numbers(p->type, p->rows, p->q_stride - 3, p->q_stride, 4, 1);
+  p->dout = numbers(p->type, p->rows, q_width, p->q_stride, 4, 1);
   p->o = poison(p->type, p->rows, p->q_stride);
   p->dq = poison(p->type, p->rows, p->q_stride);
   p->dk = poison(p->type, p->keys, p->kv_stride);
@@ -61,9 +64,9 @@ static inline void make(problem *p, const int *q_lens, const int *k_lens, const 
   p->lse = poison(PX_F32, 1, p->heads * p->rows);
   for (int i = 0; i < p->segments; i++) {
     p->segment_rows += seg_lens[i];
-    p->seg[i] = (px_kv_segment){.k = numbers(p->type, seg_lens[i], width, width + 1, 10 + (uint64_t)i, 2),
-                                .v = numbers(p->type, seg_lens[i], width, width + 1, 20 + (uint64_t)i, 1),
-                                .stride = width + 1,
+    p->seg[i] = (px_kv_segment){.k = numbers(p->type, seg_lens[i], width, seg_stride, 10 + (uint64_t)i, 2),
+                                .v = numbers(p->type, seg_lens[i], width, seg_stride, 20 + (uint64_t)i, 1),
+                                .stride = seg_stride,
                                 .len = seg_lens[i],
                                 .dk = guarded((size_t)(seg_lens[i] * width) * 4),
                                 .dv = guarded((size_t)(seg_lens[i] * width) * 4),

@@ -62,8 +62,10 @@ void pass_prefixes_open(const px_model *model, px_backend *be, int32_t adapters,
   *p =
       (pass_prefixes){.be = be, .layers = c->layers, .adapters = adapters, .width = (int64_t)c->kv_heads * c->head_dim};
   px_kv_segment *host = zeros((int64_t)c->layers * adapters, sizeof *host);
+  int32_t rows = 0;
   for (int a = 0; a < adapters; a++) {
     p->lens[a] = lens[a];
+    rows += lens[a];
     int64_t floats = pass_prefix_floats(p, a), slice = lens[a] * p->width;
     float *values = zeros(floats, sizeof *values);
     for (int64_t i = 0; i < floats; i++)
@@ -87,7 +89,7 @@ void pass_prefixes_open(const px_model *model, px_backend *be, int32_t adapters,
   p->segments = px_backend_alloc(be, bytes + 1);
   px_backend_write(be, p->segments, host, bytes);
   free(host);
-  p->hooks = (px_hooks){.segments = p->segments, .adapters = adapters};
+  p->hooks = (px_hooks){.segments = p->segments, .adapters = adapters, .segment_rows = rows};
   pass_prefixes_zero_grads(p);
 }
 

@@ -63,6 +63,28 @@ static void long_rows_and_long_prefixes(void **state) {
   }
 }
 
+/* Several tiles of rows and of keys of every size that tensor cores are given, sequences that share tiles. */
+static void every_tile_size(void **state) {
+  (void)state;
+  static const int dims[] = {64, 72, 80, 96, 128, 256}, q_lens[] = {70, 33, 1, 130}, k_lens[] = {70, 40, 65, 130},
+                   segs[] = {100, 3};
+  for (int d = 0; d < 6; d++) {
+    problem p = {.type = PX_BF16,
+                 .heads = 2,
+                 .kv_heads = 1 + d % 2,
+                 .dim = dims[d],
+                 .seqs = 4,
+                 .segments = 2,
+                 .mask = PX_MASK_CAUSAL,
+                 .window = d % 3 == 1 ? 40 : 0};
+    make(&p, q_lens, k_lens, segs);
+    p.adapter[0] = p.adapter[1] = p.adapter[3] = 0;
+    p.adapter[2] = d % 2;
+    compare(&p);
+    release(&p);
+  }
+}
+
 /* Runs forward and backward on `threads` and returns copies of what was written. */
 static void run_copy(problem *p, int threads, float **seg, char **o) {
   int64_t width = (int64_t)p->kv_heads * p->dim;
@@ -169,6 +191,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(equations_hold_at_awkward_sizes),
       cmocka_unit_test(long_rows_and_long_prefixes),
+      cmocka_unit_test(every_tile_size),
       cmocka_unit_test(bits_do_not_depend_on_threads),
       cmocka_unit_test(a_sequence_does_not_see_its_batch),
       cmocka_unit_test(refusals),

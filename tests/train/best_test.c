@@ -83,7 +83,7 @@ static double loss_of(const char *dir, const char *data) {
   ASSERT_OK(px_rows_read(data, NULL, &(px_row_options){.vocab_size = 128}, NULL, &rows, &err));
   ASSERT_OK(px_adapter_open(dir, &a, &err));
   ASSERT_OK(px_prefix_open(px_model_config(place.model), be, PX_F32, a->values, a->tokens, &prefix, &err));
-  px_hooks hooks = {.segments = prefix.segments, .adapters = 1};
+  px_hooks hooks = {.segments = prefix.segments, .adapters = 1, .segment_rows = prefix.tokens};
   ASSERT_OK(px_eval_loss(place.model, be, &rows, &hooks, a->tokens, NULL, &result, &err));
   px_prefix_close(&prefix, be);
   px_adapter_close(a);

@@ -30,18 +30,24 @@ void *static_shared(const void *key, size_t bytes);
 void *dynamic_shared();
 
 void sync_threads();
-/* All lanes of `mask` meet; each leaves `bytes` (16 at most); returns where they lie, 16 bytes a lane. */
+/* All lanes of `mask` meet; each leaves `bytes` (SLOT at most); returns where they lie, SLOT bytes a lane. */
+enum { SLOT = 32 };
 const unsigned char *meet(const char *what, unsigned mask, const void *mine, size_t bytes);
 
 template <typename T>
 T shuffle(const char *what, unsigned mask, T x, int from) {
   T out;
-  memcpy(&out, meet(what, mask, &x, sizeof x) + 16 * (from & 31), sizeof out);
+  memcpy(&out, meet(what, mask, &x, sizeof x) + SLOT * (from & 31), sizeof out);
   return out;
 }
 inline int lane() {
   return (int)((now->thread.x + now->block_dim.x * (now->thread.y + now->block_dim.y * now->thread.z)) % 32);
 }
+
+/* Asynchronous copies of the running thread: the destination is poisoned now and written at the wait that covers it. */
+void async_copy(void *to, const void *from, size_t bytes, size_t zeros);
+void async_commit();
+void async_wait(int groups_left);
 
 /* Arguments are copied at the launch, as the real one does. */
 template <typename... P, typename... A>
@@ -105,7 +111,7 @@ static inline unsigned __ballot_sync(unsigned mask, int predicate) {
   for (int i = 0; i < 32; i++) {
     if (!(mask >> i & 1)) continue;
     int one;
-    memcpy(&one, all + 16 * i, sizeof one);
+    memcpy(&one, all + px_emu::SLOT * i, sizeof one);
     bits |= (unsigned)(one != 0) << i;
   }
   return bits;
@@ -152,6 +158,38 @@ static inline unsigned __float_as_uint(float f) {
   memcpy(&u, &f, 4);
   return u;
 }
+namespace px_emu {
+
+static inline float bf16(uint32_t word, int half) {
+  return __uint_as_float(half ? word & 0xffff0000u : word << 16);
+}
+static inline void ldmatrix(uint32_t *out, const void *row, bool transposed) {
+  if ((uintptr_t)row % 16) __builtin_trap();
+  const unsigned char *rows = meet(transposed ? "ldmatrix.trans" : "ldmatrix", 0xffffffffu, row, 16);
+  int g = lane() / 4, t = lane() % 4;
+  for (int i = 0; i < 4; i++)
+    for (int half = 0; half < 2; half++) {
+      int r = transposed ? 2 * t + half : g, c = transposed ? g : 2 * t + half;
+      memcpy((char *)&out[i] + 2 * half, rows + SLOT * (8 * i + r) + 2 * c, 2);
+    }
+}
+static inline void mma_bf16(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
+  uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const unsigned char *all = meet("mma", 0xffffffffu, mine, sizeof mine);
+  int g = lane() / 4, t = lane() % 4;
+  for (int i = 0; i < 4; i++) { /* c[i]: row g or g + 8, column 2t or 2t + 1 */
+    int n = 2 * t + (i & 1);
+    for (int k = 0; k < 16; k++) {
+      uint32_t x, y;
+      memcpy(&x, all + SLOT * (4 * g + k % 8 / 2) + 4 * (i / 2 + 2 * (k / 8)), 4);
+      memcpy(&y, all + SLOT * (4 * n + k % 8 / 2) + 4 * (4 + k / 8), 4);
+      c[i] += bf16(x, k & 1) * bf16(y, k & 1);
+    }
+  }
+}
+
+}  // namespace px_emu
+
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float __fdividef(float a, float b) { return a / b; }
