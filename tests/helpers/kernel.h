@@ -16,7 +16,9 @@ enum { GUARD = 64 };
 
 /* What a kernel returns where an index in memory is out of range: a device cannot say it. By how much a test draws
  * fewer cases where kernels are emulated. */
-#ifdef PX_TEST_CUDA
+#if defined(PX_TEST_DEVICE)
+enum { BAD_INDEX = 0, SLOWER = 1 };
+#elif defined(PX_TEST_CUDA)
 enum { BAD_INDEX = 0, SLOWER = 20 };
 #else
 enum { BAD_INDEX = 1, SLOWER = 1 };
@@ -24,10 +26,10 @@ enum { BAD_INDEX = 1, SLOWER = 1 };
 
 /* `bytes` of poison (NaN in every float type) between guards; freed by guarded_free, which checks the guards. */
 static inline void *guarded(size_t bytes) {
-  unsigned char *p = malloc(sizeof(size_t) + 2 * GUARD + bytes + 64);
+  unsigned char *p = aligned_alloc(GUARD, (3 * GUARD + bytes + GUARD - 1) / GUARD * GUARD);
   assert_non_null(p);
   memcpy(p, &bytes, sizeof bytes);
-  p += sizeof(size_t);
+  p += GUARD; /* the buffer is aligned, as rows of real tensors are */
   memset(p, 0xa5, GUARD);
   memset(p + GUARD, 0xff, bytes);
   memset(p + GUARD + bytes, 0xa5, GUARD);
@@ -37,11 +39,11 @@ static inline void *guarded(size_t bytes) {
 static inline void guarded_free(void *at) {
   unsigned char *p = (unsigned char *)at - GUARD;
   size_t bytes;
-  memcpy(&bytes, p - sizeof bytes, sizeof bytes);
+  memcpy(&bytes, p - GUARD, sizeof bytes);
   for (size_t i = 0; i < GUARD; i++)
     if (p[i] != 0xa5 || p[GUARD + bytes + i] != 0xa5)
       fail_msg("a guard byte was overwritten (buffer of %zu bytes)", bytes);
-  free(p - sizeof(size_t));
+  free(p - GUARD);
 }
 
 /* Uniform in [-1, 1) from (seed, i). */

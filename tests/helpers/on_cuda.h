@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Included before an operation's test to run it on the emulated device: the CPU kernel's name becomes a launch and a
- * wait. Emulated kernels read the test's own memory, guards and poison included. */
+ * Included before an operation's test to run it on a device: the CPU kernel's name becomes a launch and a wait. Kernels
+ * read and write the test's own memory, guards and poison included: emulated ones as it is, real ones (PX_TEST_DEVICE)
+ * because what the test allocates, and its stack, is pinned. */
 #ifndef PX_TESTS_ON_CUDA_H
 #define PX_TESTS_ON_CUDA_H
 
@@ -21,6 +22,51 @@
 #include "kernels/sample.h"
 
 #define PX_TEST_CUDA 1
+
+#ifdef PX_TEST_DEVICE
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static inline void *px_pinned(size_t bytes) {
+  void *p = NULL;
+  return cudaMallocHost(&p, bytes + 1) == cudaSuccess ? p : NULL;
+}
+static inline void *px_pinned_zero(size_t bytes) {
+  void *p = px_pinned(bytes);
+  return p ? memset(p, 0, bytes) : NULL;
+}
+#define malloc(bytes) px_pinned(bytes)
+#define calloc(count, bytes) px_pinned_zero((count) * (bytes))
+#define aligned_alloc(alignment, bytes) px_pinned(bytes)
+#define free(p) ((void)cudaFreeHost((void *)(p)))
+
+/* Before main: without a device the test is skipped; the first megabyte of the stack is pinned. */
+__attribute__((constructor)) static void px_pin_stack(void) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    puts("skipped: no CUDA device");
+    exit(77);
+  }
+  enum { PINNED = 1 << 20, PAGE = 4096 };
+  pthread_attr_t attr;
+  void *low = NULL;
+  size_t size = 0;
+  pthread_getattr_np(pthread_self(), &attr);
+  pthread_attr_getstack(&attr, &low, &size);
+  pthread_attr_destroy(&attr);
+  char *top = (char *)low + size, *from = (char *)(((uintptr_t)top - PINNED) / PAGE * PAGE);
+  volatile char here[PINNED];
+  for (size_t i = 0; i < sizeof here; i += PAGE) here[i] = 0; /* the pages must be there */
+  cudaError_t e = cudaHostRegister(from, (size_t)(top - from) / PAGE * PAGE, cudaHostRegisterDefault);
+  if (e != cudaSuccess) {
+    printf("the stack cannot be pinned: %s\n", cudaGetErrorString(e));
+    exit(1);
+  }
+}
+#endif
 
 /* What was launched has run; its error, or the launch's. */
 static inline int px_on_cuda(int code) {
