@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 # A thin front: installs what is missing, then calls CMake and CTest, which do the work and can be called directly.
 .DEFAULT_GOAL := release
-.PHONY: release demo test check asan tsan emu cuda kernel-table fuzz bench format test-peers docs install clean help
+.PHONY: release demo test check asan tsan emu cuda gpu-bundle kernel-table fuzz bench format test-peers docs install clean help
 JOBS ?= $(shell nproc)
 SECONDS ?= 20
 PREFIX ?= /usr/local
+GPU_ARCHITECTURES ?= 80;90a;100;120
 build = cmake --preset $(1) $(2) && cmake --build --preset $(1) -j $(JOBS)
 
 release: ## set-up and release build: build/release/pfx (plain `make`)
@@ -50,6 +51,11 @@ emu: ## build/emu/pfx, whose --device cuda is emulated, and the tests of the CUD
 cuda: ## build/cuda/pfx, with the CUDA backend; fetches nvcc where there is no toolkit; see docs/gpu.md
 	@scripts/setup.sh cuda
 	$(call build,cuda)
+
+gpu-bundle: ## build/gpu-bundle: what bench/gpu_check.sh needs on a machine with a GPU and no package registry
+	@scripts/setup.sh cuda
+	$(call build,gpu,-D "PFX_CUDA_ARCHITECTURES=$(GPU_ARCHITECTURES)")
+	@scripts/gpu_bundle.sh
 
 kernel-table: cuda ## tests/kernels/resources.csv again: registers, shared memory, instructions of every kernel
 	python3 tests/tools/kernel_table.py build/cuda "$$(scripts/fetch_cuda.sh tools)" --write
