@@ -155,90 +155,88 @@ static void *on_device(bench *b, const void *host, size_t bytes) {
   return p;
 }
 
+/* Memory of one shape, on the device; the host's copies of its arrays, which the costs read. */
+typedef struct problem {
+  char *memory[8]; /* qkv, its gradient, o, dout, segment k and v, their gradients, lse, workspace */
+  void *arrays[3];
+  int32_t *offsets, *adapter;
+  px_kv_segment segment;
+  px_attn_fwd_args fwd, host_fwd;
+  px_attn_bwd_args bwd, host_bwd;
+} problem;
+
+static px_attn_shape make_memory(bench *b, problem *p, heads h, int seqs, int rows, int prefix) {
+  int64_t q = (int64_t)h.heads * h.dim, kv = (int64_t)h.kv_heads * h.dim;
+  int64_t counts[6] = {rows * (q + 2 * kv), rows * (q + 2 * kv), rows * q, rows * q, 2 * prefix * kv, 0};
+  for (int i = 0; i < 5; i++) p->memory[i] = filled(b, PX_BF16, counts[i]);
+  p->memory[5] = filled(b, PX_F32, 2 * prefix * kv);
+  p->memory[6] = filled(b, PX_F32, (int64_t)rows * h.heads);
+  p->segment = (px_kv_segment){.k = p->memory[4],
+                               .v = p->memory[4] + 2 * prefix * kv,
+                               .stride = kv,
+                               .len = prefix,
+                               .dk = (float *)p->memory[5],
+                               .dv = (float *)p->memory[5] + prefix * kv,
+                               .grad_stride = kv};
+  px_attn_shape shape = {.dtype = PX_BF16,
+                         .heads = h.heads,
+                         .kv_heads = h.kv_heads,
+                         .head_dim = h.dim,
+                         .scale = 0.125f,
+                         .mask = PX_MASK_CAUSAL,
+                         .seqs = seqs,
+                         .q_rows = rows,
+                         .k_rows = rows,
+                         .q_offsets = p->offsets,
+                         .k_offsets = p->offsets,
+                         .adapter = p->adapter,
+                         .segments = &p->segment,
+                         .segment_count = 1,
+                         .segment_rows = prefix};
+  p->memory[7] = px_backend_alloc(b->be, px_attn_bwd_workspace(&shape, rows, prefix));
+  p->arrays[0] = on_device(b, p->offsets, ((size_t)seqs + 1) * 4);
+  p->arrays[1] = on_device(b, p->adapter, (size_t)seqs * 4);
+  p->arrays[2] = on_device(b, &p->segment, sizeof p->segment);
+  return shape;
+}
+
+static void make_arguments(problem *p, px_attn_shape host, int64_t q, int64_t kv) {
+  px_attn_shape s = host;
+  s.q_offsets = s.k_offsets = p->arrays[0], s.adapter = p->arrays[1], s.segments = p->arrays[2];
+  int64_t width = q + 2 * kv;
+  char *x = p->memory[0], *dx = p->memory[1];
+  p->fwd = (px_attn_fwd_args){.shape = s, .q = x, .k = x + 2 * q, .v = x + 2 * (q + kv), .o = p->memory[2]};
+  p->fwd.q_stride = p->fwd.k_stride = p->fwd.v_stride = width;
+  p->fwd.o_stride = q;
+  p->fwd.lse = (float *)p->memory[6];
+  p->bwd = (px_attn_bwd_args){.shape = s, .q = x, .k = x + 2 * q, .v = x + 2 * (q + kv), .o = p->memory[2]};
+  p->bwd.q_stride = p->bwd.k_stride = p->bwd.v_stride = width;
+  p->bwd.dq_stride = p->bwd.dk_stride = p->bwd.dv_stride = width;
+  p->bwd.o_stride = p->bwd.dout_stride = q;
+  p->bwd.dout = p->memory[3], p->bwd.lse = p->fwd.lse, p->bwd.workspace = p->memory[7];
+  p->bwd.dq = dx, p->bwd.dk = dx + 2 * q, p->bwd.dv = dx + 2 * (q + kv);
+  p->host_fwd = p->fwd, p->host_bwd = p->bwd;
+  p->host_fwd.shape = p->host_bwd.shape = host;
+}
+
 static void attention(bench *b, heads h, int tokens, int length, int prefix) {
   if (b->tiny) tokens = 24, length = length > 12 ? 12 : length, prefix = prefix > 3 ? 3 : prefix;
   bool forward = due(b), backward = due(b);
   if (!forward && !backward) return;
-  b->number -= 2;
-  int seqs = tokens / length, rows = seqs * length;
-  int64_t q = (int64_t)h.heads * h.dim, kv = (int64_t)h.kv_heads * h.dim, width = q + 2 * kv;
-  int32_t *offsets = malloc(((size_t)seqs + 1) * 4), *adapter = calloc((size_t)seqs, 4);
-  for (int i = 0; i <= seqs; i++) offsets[i] = i * length;
-  char *memory[8] = {filled(b, PX_BF16, rows * width),
-                     filled(b, PX_BF16, rows * width),
-                     filled(b, PX_BF16, rows * q),
-                     filled(b, PX_BF16, rows * q),
-                     filled(b, PX_BF16, 2 * prefix * kv),
-                     filled(b, PX_F32, 2 * prefix * kv),
-                     filled(b, PX_F32, (int64_t)rows * h.heads),
-                     NULL};
-  px_kv_segment segment = {.k = memory[4],
-                           .v = memory[4] + 2 * prefix * kv,
-                           .stride = kv,
-                           .len = prefix,
-                           .dk = (float *)memory[5],
-                           .dv = (float *)memory[5] + prefix * kv,
-                           .grad_stride = kv};
-  px_attn_shape host = {.dtype = PX_BF16,
-                        .heads = h.heads,
-                        .kv_heads = h.kv_heads,
-                        .head_dim = h.dim,
-                        .scale = 0.125f,
-                        .mask = PX_MASK_CAUSAL,
-                        .seqs = seqs,
-                        .q_rows = rows,
-                        .k_rows = rows,
-                        .q_offsets = offsets,
-                        .k_offsets = offsets,
-                        .adapter = adapter,
-                        .segments = &segment,
-                        .segment_count = 1,
-                        .segment_rows = prefix};
-  memory[7] = px_backend_alloc(b->be, px_attn_bwd_workspace(&host, rows, prefix));
-  px_attn_shape s = host;
-  void *arrays[3] = {on_device(b, offsets, ((size_t)seqs + 1) * 4), on_device(b, adapter, (size_t)seqs * 4),
-                     on_device(b, &segment, sizeof segment)};
-  s.q_offsets = s.k_offsets = arrays[0], s.adapter = arrays[1], s.segments = arrays[2];
-  px_attn_fwd_args f = {.shape = s,
-                        .q = memory[0],
-                        .k = memory[0] + 2 * q,
-                        .v = memory[0] + 2 * (q + kv),
-                        .q_stride = width,
-                        .k_stride = width,
-                        .v_stride = width,
-                        .o_stride = q,
-                        .o = memory[2],
-                        .lse = (float *)memory[6]};
-  px_attn_bwd_args w = {.shape = s,
-                        .q = f.q,
-                        .k = f.k,
-                        .v = f.v,
-                        .o = f.o,
-                        .dout = memory[3],
-                        .lse = f.lse,
-                        .q_stride = width,
-                        .k_stride = width,
-                        .v_stride = width,
-                        .o_stride = q,
-                        .dout_stride = q,
-                        .dq_stride = width,
-                        .dk_stride = width,
-                        .dv_stride = width,
-                        .dq = memory[1],
-                        .dk = memory[1] + 2 * q,
-                        .dv = memory[1] + 2 * (q + kv),
-                        .workspace = memory[7]};
-  px_attn_fwd_args hf = f;
-  px_attn_bwd_args hw = w;
-  hf.shape = hw.shape = host;
+  int seqs = tokens / length, rows = seqs * length, last = b->number;
+  problem p = {.offsets = malloc(((size_t)seqs + 1) * 4), .adapter = calloc((size_t)seqs, 4)};
+  for (int i = 0; i <= seqs; i++) p.offsets[i] = i * length;
+  make_arguments(&p, make_memory(b, &p, h, seqs, rows, prefix), (int64_t)h.heads * h.dim, (int64_t)h.kv_heads * h.dim);
   char name[128];
   snprintf(name, sizeof name, "attention forward %s N%d T%d x%d", h.name, prefix, length, seqs);
-  if (due(b)) report(b, name, px_attn_fwd_cost(&hf), run_attn_fwd, &f);
+  b->number = last - 1; /* what report prints */
+  if (forward) report(b, name, px_attn_fwd_cost(&p.host_fwd), run_attn_fwd, &p.fwd);
   snprintf(name, sizeof name, "attention backward %s N%d T%d x%d", h.name, prefix, length, seqs);
-  if (due(b)) report(b, name, px_attn_bwd_cost(&hw), run_attn_bwd, &w);
-  for (int i = 0; i < 8; i++) px_backend_free(b->be, memory[i]);
-  for (int i = 0; i < 3; i++) px_backend_free(b->be, arrays[i]);
-  free(offsets), free(adapter);
+  b->number = last;
+  if (backward) report(b, name, px_attn_bwd_cost(&p.host_bwd), run_attn_bwd, &p.bwd);
+  for (int i = 0; i < 8; i++) px_backend_free(b->be, p.memory[i]);
+  for (int i = 0; i < 3; i++) px_backend_free(b->be, p.arrays[i]);
+  free(p.offsets), free(p.adapter);
 }
 
 /* ---- products and passes ---- */

@@ -129,6 +129,56 @@ static int refuse_other_settings(const char *dir) {
   return 0;
 }
 
+static bool same_path(const char *a, const char *b) {
+  char *real_a = a ? realpath(a, NULL) : NULL, *real_b = b ? realpath(b, NULL) : NULL;
+  bool same = real_a && real_b && strcmp(real_a, real_b) == 0;
+  free(real_a);
+  free(real_b);
+  return same;
+}
+
+/* Whether an option's value, as given in `o`, is the one in `from`. Where a prefix starts is written in several ways and
+ * left alone. */
+static bool same_value(const cli_option *option, const pfx_train_options *from) {
+  const char *at = option->value, *begin = (const char *)&o, *there = (const char *)from + (at - begin);
+  if (at < begin || at >= begin + sizeof o || option->value == &o.out || option->value == &o.init) return true;
+  switch (option->kind) {
+    case CLI_TEXT:
+      return same_path(*(char *const *)at, *(char *const *)there);
+    case CLI_INT:
+      return *(const int64_t *)at == *(const int64_t *)there;
+    case CLI_INT32:
+    case CLI_CHOICE:
+      return *(const int32_t *)at == *(const int32_t *)there;
+    case CLI_NUMBER:
+      return *(const double *)at == *(const double *)there;
+    case CLI_SEED:
+      return *(const uint64_t *)at == *(const uint64_t *)there;
+    default:
+      return true;
+  }
+}
+
+/* The same command again is what --resume auto is for; one with other settings would lose them in silence. */
+static int refuse_changed_settings(const char *dir) {
+  static const char *const may[] = {"steps", "epochs", "patience", "eval-every", "save-every", "stop-after", "max-time", "template"};
+  pfx_error err = {0};
+  pfx_train_options from;
+  char *model_path = NULL;
+  void *memory = NULL;
+  if (pfx_run_options(dir, &from, &model_path, &memory, &err) != PFX_OK) return cli_fail(&err);
+  const char *changed = tunes.count && strcmp(tunes.items[0], from.tune) != 0 ? "tune" : NULL;
+  for (const cli_option *each = options; each->name && !changed; each++) {
+    bool allowed = each->kind == CLI_SECTION || !cli_given(&cli_train, each->name);
+    for (size_t i = 0; !allowed && i < sizeof may / sizeof *may; i++) allowed = strcmp(may[i], each->name) == 0;
+    if (!allowed && !same_value(each, &from)) changed = each->name;
+  }
+  pfx_free(memory);
+  if (!changed) return 0;
+  return cli_usage_error(&cli_train, "--%s is not what %s began with: --resume auto goes on with the settings of its run.json; leave it out, or name another --out",
+                         changed, dir);
+}
+
 static int go_on(const char *dir) {
   pfx_error err = {0};
   char *model_path = NULL, *device = NULL;
@@ -194,6 +244,7 @@ static int run(int argc, char **argv) {
   bool automatic = resume && strcmp(resume, "auto") == 0;
   if (automatic && !o.out) return cli_usage_error(&cli_train, "--resume auto needs --out");
   if (resume && !automatic && (code = refuse_other_settings(resume)) != 0) return code;
+  if (automatic && exists(o.out, "run.json") && (code = refuse_changed_settings(o.out)) != 0) return code;
   if (automatic ? exists(o.out, "run.json") : resume != NULL) return go_on(automatic ? o.out : resume);
   if (!cli_shared.model) cli_shared.model = config_model;
   if (!cli_shared.model || !o.data || !o.out) return cli_usage_error(&cli_train, "train needs --model, --data and --out");

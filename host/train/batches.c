@@ -75,6 +75,43 @@ px_batch_extent px_batches_walk(px_batches *b, px_cursor cursor, uint64_t count)
   return e;
 }
 
+static int largest_first(const void *x, const void *y) {
+  uint32_t a = *(const uint32_t *)x, b = *(const uint32_t *)y;
+  return a < b ? 1 : a > b ? -1 : 0;
+}
+
+/* The sum of the `count` largest. */
+static int64_t sum_of_largest(uint32_t *values, uint64_t rows, int64_t count) {
+  qsort(values, rows, sizeof *values, largest_first);
+  int64_t sum = 0;
+  for (int64_t i = 0; i < count && (uint64_t)i < rows; i++) sum += values[i];
+  return sum;
+}
+
+px_batch_extent px_batches_bound(px_batches *b, px_cursor cursor, uint64_t count) {
+  enum { WALKED = 1000000 };
+  uint64_t rows = b->rows->count;
+  uint32_t *values = count > WALKED ? malloc(rows * sizeof *values) : NULL;
+  px_batch_extent e = px_batches_walk(b, cursor, values ? WALKED : count);
+  if (!values) return e;
+  uint32_t shortest = UINT32_MAX, longest = 0;
+  for (uint64_t i = 0; i < rows; i++) {
+    values[i] = (uint32_t)(b->rows->offsets[i + 1] - b->rows->offsets[i]);
+    if (values[i] < shortest) shortest = values[i];
+    if (values[i] > longest) longest = values[i];
+  }
+  int64_t most = b->options.batch_rows > 0 ? b->options.batch_rows : b->options.batch_tokens / (shortest ? shortest : 1) + 1;
+  e.most_rows = most < (int64_t)rows ? most : (int64_t)rows;
+  e.most_tokens = sum_of_largest(values, rows, e.most_rows);
+  if (b->options.batch_rows == 0 && e.most_tokens > b->options.batch_tokens)
+    e.most_tokens = b->options.batch_tokens > longest ? b->options.batch_tokens : longest;
+  memcpy(values, b->row_labels, rows * sizeof *values);
+  e.most_labels = sum_of_largest(values, rows, e.most_rows);
+  if (e.most_labels > e.most_tokens) e.most_labels = e.most_tokens;
+  free(values);
+  return e;
+}
+
 uint64_t px_batches_per_epoch(px_batches *b, uint32_t epoch) {
   uint64_t count = 0, first;
   int64_t rows, tokens, labels;

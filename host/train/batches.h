@@ -46,6 +46,8 @@ void px_batches_close(px_batches *b);
 px_status px_batches_next(px_batches *b, px_cursor *cursor, int32_t first_position, int32_t adapter, px_error *err);
 /* Walks `count` batches from the cursor on without filling any. */
 px_batch_extent px_batches_walk(px_batches *b, px_cursor cursor, uint64_t count);
+/* The same, or, where `count` is too long to be walked, no less in `most_`; the sums are then those of a part. */
+px_batch_extent px_batches_bound(px_batches *b, px_cursor cursor, uint64_t count);
 /* Batches of one epoch. */
 uint64_t px_batches_per_epoch(px_batches *b, uint32_t epoch);
 

@@ -77,6 +77,12 @@ static px_status save_state(px_run *run, px_error *err) {
       break;
     }
     px_backend_read(run->be, host, tensors[i].at, bytes);
+    for (int64_t j = 0; status == PX_OK && j < tensors[i].count; j++)
+      if (!isfinite(host[j]))
+        status = px_fail(err, PX_NOT_FINITE,
+                         "%s holds a value that is not finite after step %lld; the last good state is kept: a smaller "
+                         "--lr, or --clip, may help",
+                         tensors[i].name, (long long)run->state.step);
     views[i] = (px_tensor_view){
         .name = tensors[i].name, .dtype = PX_F32, .dims = 1, .shape = {tensors[i].count}, .data = host, .bytes = bytes};
   }

@@ -7,6 +7,16 @@
 #include "train/evaluate.h"
 #include "train/trainer.h"
 
+/* Options whose default follows from others: run.json says which were not given, and a repeated or longer run finds
+ * them anew. */
+enum {
+  PX_DEFAULT_LR = 1,
+  PX_DEFAULT_WARMUP = 2,
+  PX_DEFAULT_EVAL_EVERY = 4,
+  PX_DEFAULT_SAVE_EVERY = 8,
+  PX_DEFAULT_ROW_TOKENS = 16,
+};
+
 /* All that exact resume needs besides the trained tensors. */
 typedef struct px_run_state {
   int64_t step;          /* updates done */
@@ -30,7 +40,8 @@ typedef struct px_run {
   px_evaluator *evaluator;    /* NULL without --valid */
   px_group *group;            /* backend memory */
   px_run_state state;
-  int metrics_fd;
+  unsigned defaults;          /* PX_DEFAULT_: options that nobody gave */
+  int metrics_fd, lock_fd;    /* -1: none */
   const px_train_callbacks *calls;
   double seconds, started;    /* of this process */
   int64_t tokens_here;        /* of this process */
@@ -39,14 +50,21 @@ typedef struct px_run {
 
 /* run_json.c: the settings, digests and versions of a run. */
 px_status px_run_write_json(const px_run *run, px_error *err);
+px_status px_run_check_json(const px_run *run, px_error *err); /* whether it could be written */
 typedef struct px_run_record {
-  px_train_options options;
+  px_train_options options;  /* options that were not given are not given here either */
+  px_train_options resolved; /* as the run had them */
   int dtype, threads;
   int32_t prefix_tokens;
-  const char *base, *data_digest, *valid_digest, *device, *products, *version;
+  const char *base, *data_digest, *valid_digest, *device, *products, *version, *tokenizer; /* tokenizer may be NULL */
 } px_run_record;
 /* dir: the folder of a run, or the file itself under any name. */
 px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out, px_error *err);
+
+/* output_folder.c. One process at a time trains in a folder: open and lock take it until lock_fd is closed. */
+px_status px_run_folder_open(px_run *run, bool *made, px_error *err); /* refuses one that holds something; removes nothing */
+px_status px_run_folder_lock(px_run *run, px_error *err);
+void px_run_folder_clean(const px_run *run, bool all); /* what killed writers left; with `all` an old run's files too */
 
 /* checkpoint.c: DIR/checkpoint and DIR's adapter. */
 px_status px_run_save(px_run *run, px_error *err);

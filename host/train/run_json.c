@@ -27,7 +27,39 @@ static json_t *settings(const px_run *run) {
                    "no_fingerprint", o->no_fingerprint, "seed", px_arena_printf((px_arena *)&run->arena, "%llu", (unsigned long long)o->seed));
 }
 
-px_status px_run_write_json(const px_run *run, px_error *err) {
+/* The options that nobody gave, and what stands for that. */
+static const struct {
+  const char *name;
+  unsigned flag;
+} defaults[] = {{"lr", PX_DEFAULT_LR},
+                {"warmup", PX_DEFAULT_WARMUP},
+                {"eval_every", PX_DEFAULT_EVAL_EVERY},
+                {"save_every", PX_DEFAULT_SAVE_EVERY},
+                {"max_row_tokens", PX_DEFAULT_ROW_TOKENS}};
+enum { DEFAULTS = sizeof defaults / sizeof *defaults };
+
+static json_t *default_names(const px_run *run) {
+  json_t *list = json_array();
+  for (int i = 0; i < DEFAULTS; i++)
+    if (run->defaults & defaults[i].flag) json_array_append_new(list, json_string(defaults[i].name));
+  return list;
+}
+
+static void forget_defaults(const json_t *list, px_train_options *o) {
+  unsigned flags = 0;
+  for (size_t i = 0; i < json_array_size(list); i++)
+    for (int k = 0; k < DEFAULTS; k++) {
+      const char *name = json_string_value(json_array_get(list, i));
+      if (name && strcmp(name, defaults[k].name) == 0) flags |= defaults[k].flag;
+    }
+  if (flags & PX_DEFAULT_LR) o->lr = 0;
+  if (flags & PX_DEFAULT_WARMUP) o->warmup = -1;
+  if (flags & PX_DEFAULT_EVAL_EVERY) o->eval_every = 0;
+  if (flags & PX_DEFAULT_SAVE_EVERY) o->save_every = 0;
+  if (flags & PX_DEFAULT_ROW_TOKENS) o->rows.max_row_tokens = 0;
+}
+
+static px_status json_text(const px_run *run, px_buf *text, px_error *err) {
   json_t *environment = json_pack("{s:s s:s s:s s:i s:s}", "version", PX_VERSION, "device", run->be->name, "products", run->be->products,
                                   "threads", run->be->threads, "dtype", px_dtype_name(run->model->dtype));
   static const char *const variables[] = {"OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA",
@@ -37,13 +69,25 @@ px_status px_run_write_json(const px_run *run, px_error *err) {
   json_t *digests = json_pack("{s:s s:s s:o s:s s:o}", "model_arch", run->model->fingerprint.arch, "model_base", run->model->fingerprint.base,
                               "tokenizer", text_or_null(run->tok ? px_tokenizer_info_get(run->tok)->digest : NULL), "data", run->train.digest,
                               "valid", text_or_null(run->options.valid ? run->valid.digest : NULL));
-  json_t *root = json_pack("{s:i s:o s:o s:o}", "pfx_run", 1, "settings", settings(run), "environment", environment, "digests", digests);
-  px_buf text = {0};
-  px_status status = root ? px_json_dump(root, &text, err) : px_fail(err, PX_FAILED, "a path of this run is no UTF-8 and cannot be recorded");
+  json_t *root = json_pack("{s:i s:o s:o s:o s:o}", "pfx_run", 1, "settings", settings(run), "defaults", default_names(run), "environment", environment, "digests", digests);
+  px_status status = root ? px_json_dump(root, text, err) : px_fail(err, PX_FAILED, "a path of this run is no UTF-8 and cannot be recorded");
   json_decref(root);
-  px_buf_puts(&text, "\n");
+  px_buf_puts(text, "\n");
+  return status == PX_OK && text->failed ? px_fail(err, PX_NO_MEMORY, "no memory") : status;
+}
+
+px_status px_run_check_json(const px_run *run, px_error *err) {
+  px_buf text = {0};
+  px_status status = json_text(run, &text, err);
+  px_buf_free(&text);
+  return status;
+}
+
+px_status px_run_write_json(const px_run *run, px_error *err) {
+  px_buf text = {0};
+  px_status status = json_text(run, &text, err);
   char *path = px_arena_printf((px_arena *)&run->arena, "%s/run.json", run->options.out);
-  if (status == PX_OK && (text.failed || !path)) status = px_fail(err, PX_NO_MEMORY, "no memory");
+  if (status == PX_OK && !path) status = px_fail(err, PX_NO_MEMORY, "no memory");
   if (status == PX_OK) status = px_file_write(path, text.data, text.len, err);
   px_buf_free(&text);
   return status;
@@ -62,6 +106,12 @@ static int64_t get_int(reader *r, const char *key) {
   int64_t value = 0;
   if (r->status == PX_OK) r->status = px_json_int(r->object, r->name, key, 0, &value, r->err);
   return value;
+}
+static int32_t get_int32(reader *r, const char *key) {
+  int64_t value = get_int(r, key);
+  if (r->status == PX_OK && (value < INT32_MIN || value > INT32_MAX))
+    r->status = px_fail(r->err, PX_BAD_FILE, "%s: field \"%s\" is out of range", r->name, key);
+  return (int32_t)value;
 }
 static double get_num(reader *r, const char *key) {
   double value = 0;
@@ -93,14 +143,14 @@ static void read_settings(reader *r, px_train_options *o) {
   o->out = get_text(r, "out");
   o->tune = get_text(r, "tune");
   o->init = get_text(r, "init");
-  o->reparam = (int32_t)get_int(r, "reparam");
+  o->reparam = get_int32(r, "reparam");
   o->steps = get_int(r, "steps");
   o->lr = get_num(r, "lr");
   o->warmup = get_int(r, "warmup");
   o->schedule = (px_schedule)get_name(r, "schedule", schedule_names, 3);
-  o->batch_rows = (int32_t)get_int(r, "batch_rows");
+  o->batch_rows = get_int32(r, "batch_rows");
   o->batch_tokens = get_int(r, "batch_tokens");
-  o->accumulate = (int32_t)get_int(r, "accumulate");
+  o->accumulate = get_int32(r, "accumulate");
   o->beta1 = get_num(r, "beta1");
   o->beta2 = get_num(r, "beta2");
   o->eps = get_num(r, "eps");
@@ -108,9 +158,9 @@ static void read_settings(reader *r, px_train_options *o) {
   o->clip = get_num(r, "clip");
   o->eval_every = get_int(r, "eval_every");
   o->save_every = get_int(r, "save_every");
-  o->patience = (int32_t)get_int(r, "patience");
+  o->patience = get_int32(r, "patience");
   o->prefix_dropout = get_num(r, "prefix_dropout");
-  o->rows.max_row_tokens = (int)get_int(r, "max_row_tokens");
+  o->rows.max_row_tokens = get_int32(r, "max_row_tokens");
   o->rows.on_long = (px_on_long)get_name(r, "on_long", long_names, 3);
   o->rows.loss_all = get_bool(r, "loss_all");
   o->rows.no_bos = get_bool(r, "no_bos");
@@ -136,18 +186,21 @@ px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out,
     return px_fail(err, PX_BAD_FILE, "%s: fields \"settings\", \"environment\" and \"digests\" are needed", path);
   }
   read_settings(&r, &out->options);
-  out->prefix_tokens = (int32_t)get_int(&r, "prefix_tokens");
+  out->resolved = out->options;
+  forget_defaults(json_object_get(root, "defaults"), &out->options);
+  out->prefix_tokens = get_int32(&r, "prefix_tokens");
   r.object = environment;
   out->version = get_text(&r, "version");
   out->device = get_text(&r, "device");
   out->products = get_text(&r, "products");
-  out->threads = (int)get_int(&r, "threads");
+  out->threads = get_int32(&r, "threads");
   const char *dtype = get_text(&r, "dtype");
   out->dtype = dtype && strcmp(dtype, "bf16") == 0 ? PX_BF16 : PX_F32;
   r.object = digests;
   out->base = get_text(&r, "model_base");
   out->data_digest = get_text(&r, "data");
   out->valid_digest = get_text(&r, "valid");
+  out->tokenizer = get_text(&r, "tokenizer");
   json_decref(root);
   if (r.status == PX_OK && (!out->options.model_path || !out->options.data || !out->options.out || !out->options.tune || !out->base ||
                             !out->data_digest || !out->device || !out->products || !out->version || out->options.steps < 1))

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * A run: set up or taken up again, steps, validation, the end. A step is
  *   prefix -> keys and values;  for each batch: forward, loss, backward;  prefix gradient;  norm;  AdamW. */
-#include <dirent.h>
-#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -29,10 +27,14 @@ static const char *absolute(px_run *run, const char *path) {
   return copy;
 }
 
+/* What a schedule can hold: beyond them a number is a slip. */
+static const int64_t MOST_STEPS = 1000000000;
+enum { MOST_EPOCHS = 100000, MOST_ACCUMULATED = 1000000 };
+
 static void fill_defaults(px_train_options *o) {
   if (!o->tune) o->tune = "prefix:20";
-  if (o->batch_rows <= 0 && o->batch_tokens <= 0) o->batch_rows = 16;
-  if (o->accumulate <= 0) o->accumulate = 1;
+  if (o->batch_rows == 0 && o->batch_tokens == 0) o->batch_rows = 16;
+  if (o->accumulate == 0) o->accumulate = 1;
   if (o->beta1 == 0) o->beta1 = 0.9;
   if (o->beta2 == 0) o->beta2 = 0.999;
   if (o->eps == 0) o->eps = 1e-8;
@@ -43,54 +45,19 @@ static px_status check_options(const px_train_options *o, px_error *err) {
   if (!o->model_path || !o->data || !o->out) return px_fail(err, PX_INVALID, "--model, --data and --out are needed");
   if (o->batch_rows > 0 && o->batch_tokens > 0)
     return px_fail(err, PX_INVALID, "--batch-rows and --batch-tokens exclude each other");
-  if (!(o->lr >= 0) || !(o->prefix_dropout >= 0 && o->prefix_dropout < 1) || !(o->weight_decay >= 0) || o->steps < 0 ||
-      !(o->epochs >= 0))
-    return px_fail(
-        err, PX_INVALID,
-        "--lr, --weight-decay, --steps and --epochs must not be negative, --prefix-dropout must be in [0, 1)");
+  if (!(o->lr >= 0) || !isfinite((float)o->lr) || !((float)o->prefix_dropout >= 0 && (float)o->prefix_dropout < 1) ||
+      !(o->weight_decay >= 0) || !isfinite((float)o->weight_decay) || !isfinite((float)o->clip))
+    return px_fail(err, PX_INVALID,
+                   "--lr, --weight-decay and --clip must be finite numbers, the first two not negative, --prefix-dropout "
+                   "must be in [0, 1)");
+  if (o->steps < 0 || o->steps > MOST_STEPS || !(o->epochs >= 0 && o->epochs <= MOST_EPOCHS))
+    return px_fail(err, PX_INVALID, "--steps must be in 0 .. %lld and --epochs in 0 .. %d", (long long)MOST_STEPS,
+                   MOST_EPOCHS);
+  if (o->batch_rows < 0 || o->batch_tokens < 0 || o->accumulate < 1 || o->accumulate > MOST_ACCUMULATED)
+    return px_fail(err, PX_INVALID,
+                   "--batch-rows and --batch-tokens must not be negative, --accumulate must be in 1 .. %d",
+                   MOST_ACCUMULATED);
   return PX_OK;
-}
-
-/* Makes the output folder (*made), or refuses one that holds something. Nothing is removed yet: a run that cannot begin
- * must not cost an old one. */
-static px_status open_folder(const px_train_options *o, bool *made, px_error *err) {
-  char path[PATH_MAX];
-  *made = !px_file_exists(o->out);
-  PX_TRY(px_dir_make(o->out, err));
-  DIR *dir = opendir(o->out);
-  bool empty = true;
-  for (struct dirent *e; dir && (e = readdir(dir));)
-    if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) empty = false;
-  if (dir) closedir(dir);
-  if (empty || o->force) return PX_OK;
-  snprintf(path, sizeof path, "%s/run.json", o->out);
-  return px_file_exists(path)
-             ? px_fail(err, PX_INVALID, "%s holds a run: --resume %s goes on with it, --force replaces it", o->out,
-                       o->out)
-             : px_fail(err, PX_INVALID,
-                       "%s exists and is not empty: name another folder, or --force to write into it", o->out);
-}
-
-/* Removes what writers that were killed left behind (FILE.tmp.XXXXXX), and with `all` the files of an old run too. */
-static void clean_folder(const px_run *run, const char *sub, bool all) {
-  static const char *const ours[] = {"metrics.jsonl", "run.json", "pfx_state.safetensors", "adapter_model.safetensors",
-                                     "adapter_config.json"};
-  char path[PATH_MAX];
-  snprintf(path, sizeof path, "%s/%s", run->options.out, sub);
-  DIR *dir = opendir(path);
-  for (struct dirent *e; dir && (e = readdir(dir));)
-    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
-      size_t n = strlen(ours[i]);
-      if (strncmp(e->d_name, ours[i], n) != 0) continue;
-      const char *rest = e->d_name + n;
-      if ((all && !*rest) || (strncmp(rest, ".tmp.", 5) == 0 && strlen(rest) == 11)) unlinkat(dirfd(dir), e->d_name, 0);
-    }
-  if (dir) closedir(dir);
-}
-
-static void clean(const px_run *run, bool all) {
-  clean_folder(run, ".", all);
-  clean_folder(run, "checkpoint", all);
 }
 
 static px_status read_rows(px_run *run, int32_t prefix_tokens, px_error *err) {
@@ -100,7 +67,10 @@ static px_status read_rows(px_run *run, int32_t prefix_tokens, px_error *err) {
   if (room < 2)
     return px_fail(err, PX_INVALID, "%d virtual tokens leave no room in the model's context of %d", prefix_tokens,
                    c->context);
-  if (o->rows.max_row_tokens <= 0) o->rows.max_row_tokens = room;
+  if (o->rows.max_row_tokens <= 0) {
+    o->rows.max_row_tokens = room;
+    run->defaults |= PX_DEFAULT_ROW_TOKENS;
+  }
   if (o->rows.max_row_tokens > room)
     return px_fail(err, PX_INVALID, "--max-row-tokens %d and %d virtual tokens exceed the model's context of %d",
                    o->rows.max_row_tokens, prefix_tokens, c->context);
@@ -127,18 +97,33 @@ static px_status settle_schedule(px_run *run, px_error *err) {
   px_train_options *o = &run->options;
   if (o->steps == 0) {
     double epochs = o->epochs > 0 ? o->epochs : 1, whole_epochs = floor(epochs), batches = 0;
-    for (uint32_t e = 0; e < (uint32_t)whole_epochs; e++) batches += (double)px_batches_per_epoch(&run->batches, e);
+    if (o->batch_rows > 0) /* the same in every epoch */
+      batches = whole_epochs * (double)px_batches_per_epoch(&run->batches, 0);
+    for (uint32_t e = 0; o->batch_rows == 0 && e < (uint32_t)whole_epochs; e++)
+      batches += (double)px_batches_per_epoch(&run->batches, e);
     if (epochs > whole_epochs)
       batches += ceil((epochs - whole_epochs) * (double)px_batches_per_epoch(&run->batches, (uint32_t)whole_epochs));
     o->steps = (int64_t)ceil(batches / o->accumulate);
     if (o->steps < 1) o->steps = 1;
+    if (o->steps > MOST_STEPS)
+      return px_fail(err, PX_INVALID, "--epochs makes %lld steps; %lld are the most", (long long)o->steps,
+                     (long long)MOST_STEPS);
   }
-  if (o->warmup < 0) o->warmup = o->steps / 20;
+  if (o->warmup < 0) {
+    o->warmup = o->steps / 20;
+    run->defaults |= PX_DEFAULT_WARMUP;
+  }
   if (o->warmup >= o->steps)
     return px_fail(err, PX_INVALID, "--warmup %lld leaves nothing of a run of %lld steps", (long long)o->warmup,
                    (long long)o->steps);
-  if (o->eval_every == 0) o->eval_every = (o->steps + 4) / 5;
-  if (o->save_every == 0) o->save_every = (o->steps + 4) / 5;
+  if (o->eval_every == 0) {
+    o->eval_every = (o->steps + 4) / 5;
+    run->defaults |= PX_DEFAULT_EVAL_EVERY;
+  }
+  if (o->save_every == 0) {
+    o->save_every = (o->steps + 4) / 5;
+    run->defaults |= PX_DEFAULT_SAVE_EVERY;
+  }
   return PX_OK;
 }
 
@@ -158,7 +143,10 @@ static px_status set_up(px_run *run, int32_t restored_tokens, px_error *err) {
   if (!o->init) return px_fail(err, PX_NO_MEMORY, "no memory");
   if (o->prefix_dropout > 0) run->spec.dropout = (float)o->prefix_dropout;
   run->spec.weight_decay = (float)o->weight_decay;
-  if (o->lr == 0) o->lr = run->spec.lr > 0 ? run->spec.lr : px_tune_usual_lr(&run->spec);
+  if (o->lr == 0) {
+    o->lr = run->spec.lr > 0 ? run->spec.lr : px_tune_usual_lr(&run->spec);
+    run->defaults |= PX_DEFAULT_LR;
+  }
   PX_TRY(open_tune(run, err));
   px_batch_options batching = {
       .batch_rows = o->batch_rows, .batch_tokens = o->batch_tokens, .shuffle = true, .seed = o->seed};
@@ -185,7 +173,7 @@ static void log_plan(const px_run *run) {
 
 static px_status open_buffers(px_run *run, px_error *err) {
   const px_train_options *o = &run->options;
-  px_batch_extent x = px_batches_walk(&run->batches, run->state.cursor,
+  px_batch_extent x = px_batches_bound(&run->batches, run->state.cursor,
                                       (uint64_t)(o->steps - run->state.step) * (uint64_t)o->accumulate);
   px_plan_request request = {.dtype = run->model->dtype,
                              .tokens = x.most_tokens,
@@ -358,6 +346,7 @@ static px_status run_steps(px_run *run, px_error *err) {
 
 static void close_run(px_run *run) {
   if (run->metrics_fd >= 0) close(run->metrics_fd);
+  if (run->lock_fd >= 0) close(run->lock_fd);
   px_evaluator_close(run->evaluator);
   px_batches_close(&run->batches);
   px_rows_free(&run->train);
@@ -393,21 +382,22 @@ static const px_train_callbacks silent = {0};
 
 px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_train_options *options,
                        const px_train_callbacks *calls, px_train_result *result, px_error *err) {
-  px_run run = {.model = model, .tok = tok, .options = *options, .calls = calls ? calls : &silent, .metrics_fd = -1};
+  px_run run = {.model = model, .tok = tok, .options = *options, .calls = calls ? calls : &silent, .metrics_fd = -1, .lock_fd = -1};
   *result = (px_train_result){0};
   px_train_options *o = &run.options;
   fill_defaults(o);
   px_status status = check_options(o, err);
   bool made = false;
-  if (status == PX_OK) status = open_folder(o, &made, err);
+  if (status == PX_OK) status = px_run_folder_open(&run, &made, err);
   o->model_path = absolute(&run, o->model_path);
   o->data = absolute(&run, o->data);
   o->valid = absolute(&run, o->valid);
   if (status == PX_OK) status = set_up(&run, 0, err);
   if (status == PX_OK && model->weights.mapped_bytes) status = px_source_verify(&model->source, err);
   if (status == PX_OK) status = open_buffers(&run, err);
+  if (status == PX_OK) status = px_run_check_json(&run, err); /* before an old run is removed for this one */
   if (status == PX_OK) {
-    clean(&run, true);
+    px_run_folder_clean(&run, true);
     status = px_run_write_json(&run, err);
   }
   if (status != PX_OK && made) rmdir(o->out); /* nothing began */
@@ -438,6 +428,9 @@ static px_status check_record(px_run *run, const px_run_record *r, px_error *err
     return px_fail(err, PX_MISMATCH,
                    "%s has changed since %s began (its digest differs): an exact resume needs the same data", o->data,
                    o->out);
+  const char *tokenizer = run->tok ? px_tokenizer_info_get(run->tok)->digest : NULL;
+  if (r->tokenizer && (!tokenizer || strcmp(r->tokenizer, tokenizer) != 0))
+    return px_fail(err, PX_MISMATCH, "%s holds another tokenizer than the one that %s began with", o->model_path, o->out);
   if (o->valid && (!r->valid_digest || strcmp(r->valid_digest, run->valid.digest) != 0))
     return px_fail(err, PX_MISMATCH,
                    "%s has changed since %s began (its digest differs): an exact resume needs the same data", o->valid,
@@ -451,17 +444,12 @@ static px_status check_record(px_run *run, const px_run_record *r, px_error *err
   return PX_OK;
 }
 
-/* What may be given again. A longer run is a new schedule. */
+/* What may be given again. */
 static void apply_changes(px_run *run, const px_resume_changes *c) {
   px_train_options *o = &run->options;
   if (c->steps > 0 || c->epochs > 0) {
-    int64_t old = o->steps;
     o->steps = c->steps;
     o->epochs = c->epochs;
-    px_log_message(
-        &run->calls->log, PX_LOG_WARN,
-        "the run's length is given again (it was %lld steps): the learning rate follows a new schedule from here",
-        (long long)old);
   }
   if (c->eval_every) o->eval_every = c->eval_every;
   if (c->save_every) o->save_every = c->save_every;
@@ -470,24 +458,32 @@ static void apply_changes(px_run *run, const px_resume_changes *c) {
   o->max_seconds = c->max_seconds;
 }
 
-/* Once the state is there: what the changes mean for it; run.json records them. A new schedule, or another patience,
- * decides anew whether the run has stopped early. */
-static px_status settle_changes(px_run *run, const px_resume_changes *c, px_error *err) {
+/* Once the state is there: what has changed since `before`, and what it means; run.json records it. The same value given
+ * again is no change. A longer run is a new schedule; it, or another patience, decides anew whether the run has stopped
+ * early. */
+static px_status settle_changes(px_run *run, const px_train_options *before, px_error *err) {
   const px_train_options *o = &run->options;
   px_run_state *s = &run->state;
-  bool longer = c->steps > 0 || c->epochs > 0;
+  bool longer = o->steps != before->steps, patience = o->patience != before->patience;
+  if (longer)
+    px_log_message(
+        &run->calls->log, PX_LOG_WARN,
+        "the run's length is given again (it was %lld steps): the learning rate follows a new schedule from here",
+        (long long)before->steps);
   if (s->step > o->steps)
     return px_fail(err, PX_INVALID, "%s has done %lld steps already: --steps %lld is less", o->out, (long long)s->step,
                    (long long)o->steps);
   if (longer) s->evals_without_better = 0;
-  if (longer || c->patience) s->early_stopped = o->patience > 0 && s->evals_without_better >= o->patience;
-  return longer || c->patience || c->eval_every || c->save_every ? px_run_write_json(run, err) : PX_OK;
+  if (longer || patience) s->early_stopped = o->patience > 0 && s->evals_without_better >= o->patience;
+  return longer || patience || o->eval_every != before->eval_every || o->save_every != before->save_every
+             ? px_run_write_json(run, err)
+             : PX_OK;
 }
 
 px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const char *dir,
                           const px_resume_changes *changes, const px_train_callbacks *calls, px_train_result *result,
                           px_error *err) {
-  px_run run = {.model = model, .tok = tok, .calls = calls ? calls : &silent, .metrics_fd = -1};
+  px_run run = {.model = model, .tok = tok, .calls = calls ? calls : &silent, .metrics_fd = -1, .lock_fd = -1};
   *result = (px_train_result){0};
   px_run_record record;
   bool found = false;
@@ -498,12 +494,16 @@ px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const 
     run.options = record.options;
     run.options.out = dir; /* the folder may have moved */
     if (changes) apply_changes(&run, changes);
+    status = check_options(&run.options, err);
+  }
+  if (status == PX_OK) status = px_run_folder_lock(&run, err);
+  if (status == PX_OK) {
+    px_run_folder_clean(&run, false);
     status = set_up(&run, px_run_has_state(dir) ? record.prefix_tokens : 0, err);
   }
   if (status == PX_OK) status = check_record(&run, &record, err);
-  if (status == PX_OK) clean(&run, false);
   if (status == PX_OK) status = px_run_load(&run, &found, err);
-  if (status == PX_OK && changes) status = settle_changes(&run, changes, err);
+  if (status == PX_OK && changes) status = settle_changes(&run, &record.resolved, err);
   if (status == PX_OK) status = open_buffers(&run, err);
   if (status == PX_OK) status = px_metrics_open(&run, err);
   if (status == PX_OK) {
@@ -512,7 +512,7 @@ px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const 
                    (long long)run.state.step, (long long)run.options.steps);
     status = run_steps(&run, err);
     /* A run killed between its last state and its adapters gets them now. */
-    if (status == PX_OK && run.state.step >= run.options.steps) status = px_run_save(&run, err);
+    if (status == PX_OK && (run.state.step >= run.options.steps || run.state.early_stopped)) status = px_run_save(&run, err);
   }
   fill_result(&run, result);
   close_run(&run);

@@ -175,8 +175,12 @@ class Usage(command.CommandTest):
         copy_model("llama_f16")
         write_rows("rows.jsonl", id_rows(8, 60))
         for args, message in (
-                (["--lr", "-1"], "--lr, --weight-decay, --steps and --epochs must not be negative, --prefix-dropout must be in "
-                                 "[0, 1)"),
+                (["--lr", "-1"], "--lr, --weight-decay and --clip must be finite numbers, the first two not negative, "
+                                 "--prefix-dropout must be in [0, 1)"),
+                (["--steps", "9223372036854775807"], "--steps must be in 0 .. 1000000000 and --epochs in 0 .. 100000"),
+                (["--epochs", "1e30"], "--steps must be in 0 .. 1000000000 and --epochs in 0 .. 100000"),
+                (["--accumulate", "2000000000"], "--batch-rows and --batch-tokens must not be negative, --accumulate must be in "
+                                                 "1 .. 1000000"),
                 (["--threads", "-1"], "--threads must not be negative"),
                 (["--batch-rows", "2", "--batch-tokens", "9"], "--batch-rows and --batch-tokens exclude each other"),
                 (["--steps", "3", "--warmup", "3"], "--warmup 3 leaves nothing of a run of 3 steps"),

@@ -210,6 +210,65 @@ class GoingOn(Runs):
         self.same_result("run", "whole")
         self.misused(["train", "--resume", "auto", "--model", "model", "--data", "rows.jsonl"], "--resume auto needs --out")
 
+    def test_auto_is_the_same_command_again(self):
+        early = ["--valid", "valid.jsonl", "--steps", "60", "--eval-every", "5", "--save-every", "5", "--patience", "2", "--lr", "5"]
+        out, err = self.train(*early, "--resume", "auto", out="whole")
+        step = int(re.match(r"stopped early after (\d+) of 60 steps", out).group(1))
+        self.assertLess(step, 60)
+        before = {name: read(f"whole/{name}") for name in files("whole")}
+        self.train(*early, "--resume", "auto", out="whole")
+        self.assertEqual({name: read(f"whole/{name}") for name in files("whole")}, before)
+        self.train(*early, "--stop-after", "7")
+        self.assertNotIn("new schedule", self.train(*early, "--resume", "auto")[1])
+        self.same_result("run", "whole")
+        for args, name in ((["--lr", "4"], "lr"), (["--seed", "9"], "seed"), (["--data", "valid.jsonl"], "data")):
+            self.misused([*self.args, "--out", "run", "--resume", "auto", *early, *args],
+                         f"--{name} is not what run began with: --resume auto goes on with the settings of its run.json; leave it "
+                         "out, or name another --out")
+
+    def test_a_lost_adapter_is_made_again(self):
+        self.train("--valid", "valid.jsonl", "--steps", "60", "--eval-every", "5", "--patience", "2", "--lr", "5")
+        good = read("run/checkpoint/adapter_model.safetensors")
+        os.remove("run/checkpoint/adapter_model.safetensors")
+        self.pfx("train", "--resume", "run", "--quiet")
+        self.assertEqual(read("run/checkpoint/adapter_model.safetensors"), good)
+
+    def test_a_killed_writer_leaves_the_folder_free(self):
+        os.makedirs("run/checkpoint")
+        write("run/run.json.tmp.abcdef", b"{")
+        write("run/checkpoint/pfx_state.safetensors.tmp.abcdef", b"")
+        self.train("--steps", "2", "--resume", "auto")
+        self.assertEqual([name for name in files("run") if "tmp" in name], [])
+
+    def test_a_start_that_fails_costs_no_run(self):
+        self.train("--steps", "2")
+        before = {name: read(f"run/{name}") for name in files("run")}
+        os.rename("rows.jsonl", b"rows\xff.jsonl")
+        done = command.subprocess.run([command.PFX, "train", "--model", "model", "--data", b"rows\xff.jsonl", *SMALL, "--out", "run",
+                                       "--force"], capture_output=True)
+        self.assertEqual((done.returncode, done.stderr), (1, b"pfx: a path of this run is no UTF-8 and cannot be recorded\n"))
+        self.assertEqual({name: read(f"run/{name}") for name in files("run")}, before)
+
+    def test_one_process_a_folder(self):
+        process = self.start_training(*ENDLESS)
+        self.refused(["train", "--resume", "run", "--quiet"], 2, "another process trains in run: wait for it, or name another folder")
+        process.kill()
+        process.communicate()
+
+    def test_a_long_schedule_begins_at_once(self):
+        out, err = self.train("--steps", "900000000", "--max-time", "0.2s")
+        self.assertIn("of 900000000 steps", out)
+
+    def test_damaged_settings(self):
+        self.train("--steps", "2")
+        good = read("run/run.json").decode()
+        for key, value, message in (
+                ("accumulate", "-1", "--batch-rows and --batch-tokens must not be negative, --accumulate must be in 1 .. 1000000"),
+                ("max_row_tokens", "5000000000", 'run/run.json: field "max_row_tokens" is out of range')):
+            write("run/run.json", re.sub(rf'"{key}": -?\d+', f'"{key}": {value}', good).encode())
+            code = 3 if "run.json" in message else 2
+            self.refused(["train", "--resume", "run", "--quiet"], code, message)
+
     def test_killed_before_the_first_checkpoint(self):
         self.train("--steps", "6", out="whole")
         self.train("--steps", "6", "--stop-after", "2")
@@ -307,6 +366,14 @@ class Repeating(Runs):
         self.pfx("train", "--config", "run/run.json", "--out", "tokens", "--batch-tokens", "40", "--quiet")
         settings = json.loads(read("tokens/run.json"))["settings"]
         self.assertEqual((settings["batch_rows"], settings["batch_tokens"]), (0, 40))
+
+    def test_what_was_not_given_is_found_anew(self):
+        self.train("--steps", "40", out="first")
+        self.pfx("train", "--config", "first/run.json", "--steps", "3", "--tune", "prefix:5", "--out", "second", "--quiet")
+        settings = json.loads(read("second/run.json"))["settings"]
+        self.assertEqual((settings["warmup"], settings["eval_every"], settings["max_row_tokens"]), (0, 1, 123))
+        self.pfx("train", "--config", "first/run.json", "--reparam", "4", "--steps", "3", "--out", "third", "--quiet")
+        self.assertEqual(json.loads(read("third/run.json"))["settings"]["lr"], 1e-3)
 
     def test_no_out(self):
         self.train("--steps", "2")

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT
+ * The output folder of a run: made or refused, locked, and freed of what an earlier run or a killed writer left. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "train/run.h"
+
+static const char *const ours[] = {"run.json", "metrics.jsonl", "pfx_state.safetensors", "adapter_model.safetensors",
+                                   "adapter_config.json"};
+
+/* FILE.tmp.XXXXXX of one of our files: its writer was killed. */
+static bool is_leftover(const char *name) {
+  for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
+    size_t n = strlen(ours[i]);
+    if (strncmp(name, ours[i], n) == 0 && strncmp(name + n, ".tmp.", 5) == 0 && strlen(name + n) == 11) return true;
+  }
+  return false;
+}
+
+/* Nothing but leftovers, and folders `checkpoint` of which the same is true. */
+static bool is_empty(const char *path) {
+  char below[PATH_MAX];
+  bool empty = true;
+  DIR *dir = opendir(path);
+  for (struct dirent *e; dir && (e = readdir(dir));) {
+    if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 || is_leftover(e->d_name)) continue;
+    snprintf(below, sizeof below, "%s/%s", path, e->d_name);
+    if (strcmp(e->d_name, "checkpoint") != 0 || !px_file_is_dir(below) || !is_empty(below)) empty = false;
+  }
+  if (dir) closedir(dir);
+  return empty;
+}
+
+px_status px_run_folder_lock(px_run *run, px_error *err) {
+  const char *out = run->options.out;
+  run->lock_fd = open(out, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (run->lock_fd < 0) return px_fail_errno(err, PX_IO, errno, "cannot open %s", out);
+  /* A file system without locks is no reason to refuse. */
+  if (flock(run->lock_fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    return px_fail(err, PX_INVALID, "another process trains in %s: wait for it, or name another folder", out);
+  return PX_OK;
+}
+
+px_status px_run_folder_open(px_run *run, bool *made, px_error *err) {
+  const px_train_options *o = &run->options;
+  char path[PATH_MAX];
+  *made = !px_file_exists(o->out);
+  PX_TRY(px_dir_make(o->out, err));
+  PX_TRY(px_run_folder_lock(run, err));
+  if (o->force || is_empty(o->out)) return PX_OK;
+  snprintf(path, sizeof path, "%s/run.json", o->out);
+  return px_file_exists(path)
+             ? px_fail(err, PX_INVALID, "%s holds a run: --resume %s goes on with it, --force replaces it", o->out,
+                       o->out)
+             : px_fail(err, PX_INVALID,
+                       "%s exists and is not empty: name another folder, or --force to write into it", o->out);
+}
+
+static void clean(const px_run *run, const char *sub, bool all) {
+  char path[PATH_MAX];
+  snprintf(path, sizeof path, "%s/%s", run->options.out, sub);
+  DIR *dir = opendir(path);
+  if (!dir) return;
+  /* run.json first: what is left if this is interrupted is then no run that a resume could take for one. */
+  for (size_t i = 0; all && i < sizeof ours / sizeof *ours; i++) unlinkat(dirfd(dir), ours[i], 0);
+  for (struct dirent *e; (e = readdir(dir));)
+    if (is_leftover(e->d_name)) unlinkat(dirfd(dir), e->d_name, 0);
+  closedir(dir);
+}
+
+void px_run_folder_clean(const px_run *run, bool all) {
+  clean(run, ".", all);
+  clean(run, "checkpoint", all);
+}
