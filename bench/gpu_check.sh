@@ -67,7 +67,7 @@ find_programs() {
   }
   bin=build/cuda/programs
   mkdir -p $bin
-  for program in build/cuda/pfx build/cuda/tests/*_cuda_test build/cuda/tests/golden_test build/cuda/bench/*_bench; do
+  for program in build/cuda/pfx build/cuda/tests/*_cuda_test build/cuda/tests/golden_test build/cuda/tests/device_product_test build/cuda/bench/*_bench; do
     ln -sf "$root/$program" $bin/
   done
 }
@@ -106,6 +106,7 @@ skip() { skipped=$((skipped + 1)); echo "skipped    $1: $2"; }
 
 part_correct() {
   for test in "$bin"/*_cuda_test; do check "$(basename "$test")" 120 "$test"; done
+  check device_product_test 60 "$bin/device_product_test"
   check golden_test 120 "$bin/golden_test"
   check training 180 "$python" tests/emu/cuda_check.py Training.test_as_on_the_cpu Training.test_stopped_and_resumed
   check generation 120 "$python" tests/emu/cuda_check.py Using

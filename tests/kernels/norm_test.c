@@ -131,6 +131,12 @@ static void equals_float64(void **state) {
         forward_case(s);
         backward_case(s);
       }
+  for (int m = 0; m < 8; m++) { /* rows that a block of a device shares */
+    int32_t dim = m & 4 ? 4096 : 1500;
+    setting s = {m & 1 ? PX_NORM_LAYER : PX_NORM_RMS, TEST_TYPES[m >> 1 & 1], PX_F32, 3, 1, dim, true, true};
+    forward_case(s);
+    backward_case(s);
+  }
   for (int m = 0; m < 4; m++) {
     setting s = {m & 1 ? PX_NORM_LAYER : PX_NORM_RMS, TEST_TYPES[m >> 1], PX_F32, 9, 3, 64, false, false};
     forward_case(s);
