@@ -122,9 +122,11 @@ static px_status open_lines(const job *j, const char *path, px_out *out, px_erro
   return status;
 }
 
+static json_t *text_of(const char *text) { return px_json_text(text, strlen(text)); }
+
 static json_t *line_of(const job *j) {
   json_t *object = json_object();
-  json_object_set_new(object, "adapter", j->adapter ? json_string(j->adapter->path) : json_null());
+  json_object_set_new(object, "adapter", j->adapter ? text_of(j->adapter->path) : json_null());
   return object;
 }
 
@@ -135,10 +137,10 @@ static px_status write_predictions(job *j, px_error *err) {
     const px_row_item *it = &j->items[i];
     const px_buf *text = &j->texts[i];
     json_t *references = json_array();
-    for (size_t r = 0; r < it->reference_count; r++) json_array_append_new(references, json_string(it->references[r]));
+    for (size_t r = 0; r < it->reference_count; r++) json_array_append_new(references, text_of(it->references[r]));
     json_t *object = line_of(j);
-    json_object_set_new(object, "prompt", json_string(it->prompt));
-    json_object_set_new(object, "prediction", json_stringn(text->data ? text->data : "", text->len));
+    json_object_set_new(object, "prompt", text_of(it->prompt));
+    json_object_set_new(object, "prediction", px_json_text(text->data ? text->data : "", text->len));
     json_object_set_new(object, "references", references);
     PX_TRY(put_line(&out, object, err));
   }
@@ -155,7 +157,7 @@ static px_status write_rows(job *j, px_error *err) {
     json_object_set_new(object, "line", json_integer((json_int_t)j->rows.line[r]));
     json_object_set_new(object, "loss", tokens ? json_real(j->row_loss[r] / (double)tokens) : json_null());
     json_object_set_new(object, "tokens", json_integer(tokens));
-    if (j->rows.targets && j->rows.targets[r]) json_object_set_new(object, "text", json_string(j->rows.targets[r]));
+    if (j->rows.targets && j->rows.targets[r]) json_object_set_new(object, "text", text_of(j->rows.targets[r]));
     PX_TRY(put_line(&out, object, err));
   }
   return px_out_commit(&out, err);
@@ -164,6 +166,8 @@ static px_status write_rows(job *j, px_error *err) {
 static px_status run(job *j, pfx_eval_result *result, px_error *err) {
   px_row_options rows;
   px_log log = px_api_log(j->options.log, j->options.log_user);
+  if (j->options.predictions) PX_TRY(px_out_check(j->options.predictions, err)); /* not after an hour of generating */
+  if (j->options.rows_out) PX_TRY(px_out_check(j->options.rows_out, err));
   if (j->options.predictions && !j->options.generate) return px_fail(err, PX_INVALID, "--predictions needs --generate");
   if (j->options.generate && j->options.max_tokens < 1)
     return px_fail(err, PX_INVALID, "max_tokens is %d, must be at least 1", j->options.max_tokens);

@@ -210,8 +210,10 @@ pfx_status pfx_probe_wait(const pfx_model *model, const pfx_tokenizer *tokenizer
   bool from_rows = o.tune && spec.init == PX_INIT_DATA;
   if (status == PX_OK && o.tune && !from_rows) status = px_tune_open(m, be, tok, &spec, o.seed, &tune, e);
   if (status == PX_OK) status = px_api_row_options(&o.rows, tok, px_model_config(m), &row_options, e);
-  if (status == PX_OK && row_options.max_row_tokens == 0)
-    row_options.max_row_tokens = px_model_config(m)->context - (adapter ? adapter->adapter->tokens : tune ? tune->tokens : spec.prefix_tokens);
+  int32_t context = px_model_config(m)->context, virtual = adapter ? adapter->adapter->tokens : tune ? tune->tokens : spec.prefix_tokens;
+  if (status == PX_OK && context - virtual < 2)
+    status = px_fail(e, PX_INVALID, "%d virtual tokens leave no room in the model's context of %d", virtual, context);
+  if (status == PX_OK && row_options.max_row_tokens == 0) row_options.max_row_tokens = context - virtual;
   if (status == PX_OK) status = px_rows_read(o.data, tok, &row_options, &log, &rows, e);
   if (status == PX_OK && from_rows) {
     spec.data_ids = rows.ids;

@@ -108,9 +108,11 @@ static const px_backend_ops cpu_ops = {
     .error_text = cpu_error_text,
 };
 
+enum { MOST_THREADS = 1024 }; /* the OpenMP runtime crashes where it cannot start them */
+
 px_status px_backend_open_cpu(const px_backend_options *options, px_backend **out, px_error *err) {
-  if (options->threads < 0)
-    return px_fail(err, PX_INVALID, "threads is %d: give 0 (all cores) or more", options->threads);
+  if (options->threads < 0 || options->threads > MOST_THREADS)
+    return px_fail(err, PX_INVALID, "threads is %d: 0 (all cores) to %d can be", options->threads, MOST_THREADS);
   px_backend *be = calloc(1, sizeof *be);
   if (!be) return px_fail(err, PX_NO_MEMORY, "no memory for the CPU backend");
   be->ops = &cpu_ops;

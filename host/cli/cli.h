@@ -82,7 +82,6 @@ int cli_open_model(const char *path, pfx_dtype dtype, int32_t threads, bool text
 int cli_open_adapter(const char *path, const pfx_model *model, const pfx_tokenizer *tokenizer, bool force, pfx_adapter **adapter);
 
 /* SIGINT, SIGTERM and SIGUSR1 only set a flag; a second SIGINT ends the process at once. */
-void cli_catch_signals(void);
 bool cli_stopped(void *user);
 
 /* One line that is rewritten on a terminal, a line every few seconds elsewhere; nothing with --quiet or --json. */

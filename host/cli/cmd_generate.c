@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -97,6 +98,10 @@ static char *read_input(void) {
     }
   }
   if (!text) return NULL;
+  if (memchr(text, 0, len)) {
+    fprintf(stderr, "pfx: the prompt on standard input holds a NUL byte: it is no text\n");
+    exit(2);
+  }
   if (len && text[len - 1] == '\n') len--;
   text[len] = 0;
   return text;
@@ -107,7 +112,7 @@ static int generate(const pfx_model *model, const pfx_tokenizer *tokenizer, cons
   pfx_generator *g = NULL;
   pfx_generator_options go = pfx_generator_options_init();
   pfx_generator_stats stats;
-  if (max_rows > 0) go.max_rows = max_rows;
+  if (max_rows) go.max_rows = max_rows;
   if ((size_t)go.max_rows > count) go.max_rows = (int32_t)count;
   go.log = cli_log;
   pfx_status status = pfx_generator_create(model, tokenizer, &go, &g, &err);
@@ -142,11 +147,12 @@ static int run(int argc, char **argv) {
   if (code >= 0) return code;
   if (rest.count) return cli_usage_error(&cli_generate, "generate takes no argument \"%s\": prompts go into --prompt", rest.items[0]);
   if (!cli_shared.model) return cli_usage_error(&cli_generate, "generate needs --model");
+  if (max_rows < 0) return cli_usage_error(&cli_generate, "--batch-rows must not be negative");
   if (prompt && prompts_file) return cli_usage_error(&cli_generate, "--prompt and --prompts exclude each other");
   r.stop = stops.items;
   r.stop_count = stops.count;
   r.text = take;
-  cli_catch_signals();
+  signal(SIGPIPE, SIG_IGN); /* writing fails instead, and says so */
   if (prompts_file && pfx_prompts_read(prompts_file, &prompts, &count, &err) != PFX_OK) return cli_fail(&err);
   code = cli_open_model(cli_shared.model, (pfx_dtype)cli_shared.dtype, cli_shared.threads, true, &model, &tokenizer);
   if (code == 0 && adapter_path) code = cli_open_adapter(adapter_path, model, tokenizer, force, &adapter);

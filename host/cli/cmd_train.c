@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <math.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -240,7 +241,7 @@ static int run(int argc, char **argv) {
   o.progress = progress;
   o.cancelled = cli_stopped;
   o.log = cli_log;
-  cli_catch_signals();
+  signal(SIGPIPE, SIG_IGN); /* a closed terminal is no reason to lose a run */
   bool automatic = resume && strcmp(resume, "auto") == 0;
   if (automatic && !o.out) return cli_usage_error(&cli_train, "--resume auto needs --out");
   if (resume && !automatic && (code = refuse_other_settings(resume)) != 0) return code;

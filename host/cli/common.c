@@ -37,8 +37,8 @@ int cli_open_model(const char *path, pfx_dtype dtype, int32_t threads, bool text
   o.device = cli_shared.device;
   o.log = cli_log;
   *tokenizer = NULL;
-  if (threads < 0) {
-    fprintf(stderr, "pfx: --threads must not be negative\n");
+  if (threads < 0 || threads > 1024) {
+    fprintf(stderr, threads < 0 ? "pfx: --threads must not be negative\n" : "pfx: --threads must be 1024 at most\n");
     return 2;
   }
   if (pfx_model_open(path, &o, model, &err) != PFX_OK) return cli_fail(&err);
@@ -73,21 +73,26 @@ int cli_open_adapter(const char *path, const pfx_model *model, const pfx_tokeniz
 
 static volatile sig_atomic_t stop_signals;
 
+/* The second one does not wait for anything. */
 static void on_signal(int number) {
-  if (++stop_signals > 1 && number == SIGINT) _exit(130);
+  if (++stop_signals > 1) _exit(128 + number);
 }
 
-void cli_catch_signals(void) {
+/* Only once somebody asks whether to stop: before that, a signal ends the process as usual. */
+static void catch_signals(void) {
+  static bool caught;
+  if (caught) return;
+  caught = true;
   struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
   sigemptyset(&action.sa_mask);
   sigaction(SIGINT, &action, NULL);
   sigaction(SIGTERM, &action, NULL);
   sigaction(SIGUSR1, &action, NULL);
-  signal(SIGPIPE, SIG_IGN);
 }
 
 bool cli_stopped(void *user) {
   (void)user;
+  catch_signals();
   return stop_signals > 0;
 }
 

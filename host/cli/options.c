@@ -2,6 +2,7 @@
  * Parsing by the commands' option tables. */
 #include <ctype.h>
 #include <errno.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <strings.h>
@@ -124,7 +125,7 @@ static int set(const cli_command *command, const cli_option *o, const char *text
     case CLI_NUMBER:
     case CLI_FLOAT:
       d = strtod(text, &end);
-      if (end == text || *end || d != d) return bad_value(command, o, text, "a number");
+      if (end == text || *end || !isfinite(d)) return bad_value(command, o, text, "a finite number");
       if (o->kind == CLI_NUMBER)
         *(double *)o->value = d;
       else

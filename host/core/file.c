@@ -191,6 +191,13 @@ void px_out_abort(px_out *out) {
   out_close(out);
 }
 
+px_status px_out_check(const char *path, px_error *err) {
+  px_out out;
+  PX_TRY(px_out_open(path, &out, err));
+  px_out_abort(&out);
+  return PX_OK;
+}
+
 px_status px_file_write(const char *path, const void *bytes, size_t count, px_error *err) {
   px_out out;
   PX_TRY(px_out_open(path, &out, err));

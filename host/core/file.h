@@ -38,6 +38,7 @@ typedef struct px_out {
 } px_out;
 
 px_status px_out_open(const char *path, px_out *out, px_error *err);
+px_status px_out_check(const char *path, px_error *err); /* whether it could be opened; leaves nothing */
 px_status px_out_write(px_out *out, const void *bytes, size_t count, px_error *err);
 px_status px_out_commit(px_out *out, px_error *err); /* closes in any case */
 void px_out_abort(px_out *out);                      /* no-op when closed */

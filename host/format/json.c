@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <utf8proc.h>
 
 #include "core/file.h"
 
@@ -265,4 +266,22 @@ static px_status dump_value(const json_t *value, int depth, px_buf *out, px_erro
 px_status px_json_dump(const json_t *value, px_buf *out, px_error *err) {
   PX_TRY(dump_value(value, 0, out, err));
   return out->failed ? px_fail(err, PX_NO_MEMORY, "no memory to write JSON") : PX_OK;
+}
+
+json_t *px_json_text(const char *bytes, size_t count) {
+  json_t *whole = json_stringn(bytes, count);
+  if (whole) return whole;
+  px_buf text = {0};
+  for (size_t i = 0; i < count;) {
+    utf8proc_int32_t c;
+    utf8proc_ssize_t n = utf8proc_iterate((const utf8proc_uint8_t *)bytes + i, (utf8proc_ssize_t)(count - i), &c);
+    if (n > 0)
+      px_buf_append(&text, bytes + i, (size_t)n);
+    else
+      px_buf_puts(&text, "\xEF\xBF\xBD");
+    i += n > 0 ? (size_t)n : 1;
+  }
+  whole = text.failed ? NULL : json_stringn(text.data, text.len);
+  px_buf_free(&text);
+  return whole;
 }

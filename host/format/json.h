@@ -16,6 +16,8 @@ px_status px_json_read(const char *path, json_t **out, px_error *err);
 px_status px_json_parse(const char *name, const char *bytes, size_t count, json_t **out, px_error *err);
 /* Two spaces of indent, sorted keys, ASCII only, final newline none: the bytes Python's
  * json.dumps(x, indent=2, sort_keys=True) makes. Appends to *out. */
+/* A string of any bytes: what is no UTF-8 becomes U+FFFD. NULL: no memory. */
+json_t *px_json_text(const char *bytes, size_t count);
 px_status px_json_dump(const json_t *value, px_buf *out, px_error *err);
 
 /* Field readers. A missing (or null) field takes the fallback; a field of another type is PX_BAD_FILE

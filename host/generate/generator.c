@@ -4,6 +4,7 @@
  * that runs always finishes; rows wait in order while pages are short. */
 #include "generate/generator.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -163,7 +164,7 @@ px_status px_generator_add(px_generator *g, const px_request *request, px_error 
   if (s->top_p == 0) s->top_p = 1;
   if (s->repetition_penalty == 0) s->repetition_penalty = 1;
   px_status status = PX_OK;
-  if (!(s->temperature >= 0) || !(s->top_p > 0 && s->top_p <= 1) || !(s->min_p >= 0 && s->min_p <= 1) ||
+  if (!(s->temperature >= 0) || !isfinite(s->temperature) || !isfinite(s->repetition_penalty) || !(s->top_p > 0 && s->top_p <= 1) || !(s->min_p >= 0 && s->min_p <= 1) ||
       !(s->repetition_penalty > 0) || s->top_k < 0)
     status = px_fail(err, PX_INVALID,
                      "temperature and top-k must not be negative, top-p must be in (0, 1], min-p in [0, 1], the "

@@ -57,6 +57,10 @@ static px_status check_options(const px_train_options *o, px_error *err) {
     return px_fail(err, PX_INVALID,
                    "--batch-rows and --batch-tokens must not be negative, --accumulate must be in 1 .. %d",
                    MOST_ACCUMULATED);
+  if (o->warmup < -1 || o->eval_every < -1 || o->save_every < -1 || (o->clip < 0 && o->clip != -1) || o->patience < 0)
+    return px_fail(err, PX_INVALID,
+                   "--warmup, --eval-every, --save-every, --clip and --patience must not be negative (but -1 where the help "
+                   "says so)");
   return PX_OK;
 }
 

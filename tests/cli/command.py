@@ -34,7 +34,7 @@ class CommandTest(unittest.TestCase):
 
     def start(self, *args, **how):
         """The command as a process with pipes; it does not outlive the case."""
-        process = subprocess.Popen([PFX, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        process = subprocess.Popen([PFX, *args], stdin=how.pop("stdin", subprocess.DEVNULL), stdout=subprocess.PIPE,
                                    stderr=how.pop("stderr", subprocess.PIPE), **how)
         self.addCleanup(self.end, process)
         return process

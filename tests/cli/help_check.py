@@ -158,8 +158,8 @@ class Usage(command.CommandTest):
                 (["--steps", "1.5"], '--steps needs a whole number, not "1.5"'),
                 (["--steps", ""], '--steps needs a whole number, not ""'),
                 (["--threads", "99999999999"], '--threads needs a whole number, not "99999999999"'),
-                (["--lr", "fast"], '--lr needs a number, not "fast"'),
-                (["--lr", "nan"], '--lr needs a number, not "nan"'),
+                (["--lr", "fast"], '--lr needs a finite number, not "fast"'),
+                (["--lr", "nan"], '--lr needs a finite number, not "nan"'),
                 (["--seed", "-1"], '--seed needs a whole number that is not negative, not "-1"'),
                 (["--max-time", "soon"], '--max-time needs a time such as 90s, 30m or 2h, not "soon"'),
                 (["--max-time", "2hours"], '--max-time needs a time such as 90s, 30m or 2h, not "2hours"'),
@@ -182,6 +182,10 @@ class Usage(command.CommandTest):
                 (["--accumulate", "2000000000"], "--batch-rows and --batch-tokens must not be negative, --accumulate must be in "
                                                  "1 .. 1000000"),
                 (["--threads", "-1"], "--threads must not be negative"),
+                (["--threads", "100000"], "--threads must be 1024 at most"),
+                *((args, "--warmup, --eval-every, --save-every, --clip and --patience must not be negative (but -1 where the help "
+                         "says so)") for args in (["--warmup", "-5"], ["--eval-every", "-7"], ["--save-every", "-3"],
+                                                  ["--clip", "-0.5"])),
                 (["--batch-rows", "2", "--batch-tokens", "9"], "--batch-rows and --batch-tokens exclude each other"),
                 (["--steps", "3", "--warmup", "3"], "--warmup 3 leaves nothing of a run of 3 steps"),
                 (["--tune", "prefix"], "--tune prefix: how many virtual tokens? Write prefix:20"),

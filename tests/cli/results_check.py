@@ -108,6 +108,24 @@ class Eval(command.CommandTest):
         self.refused([*self.args, "--data", "rows.jsonl", "--generate", "--max-tokens", "0"], 2,
                      "max_tokens is 0, must be at least 1")
 
+    def test_bytes_that_are_no_text(self):
+        command.add_tokenizer("model", json.loads(read("model/config.json"))["vocab_size"])
+        write("pair.txt", b"w1\xe9 w2||w3\n")
+        self.pfx("eval", "--model", "model", "--data", "pair.txt", "--generate", "--max-tokens", "2", "--predictions", "p.jsonl",
+                 "--quiet")
+        line = json.loads(read("p.jsonl"))
+        self.assertIn("\ufffd", line["prompt"])
+        self.assertEqual(list(line), ["adapter", "prompt", "prediction", "references"])
+        self.refused(["generate", "--model", "model"], 2, "the prompt on standard input holds a NUL byte: it is no text",
+                     stdin=b"w1\0w2")
+
+    def test_a_place_that_cannot_be_written_is_known_first(self):
+        command.add_tokenizer("model", json.loads(read("model/config.json"))["vocab_size"])
+        write("pair.txt", b"w1 w2||w3\n")
+        for option in ("--predictions", "--rows"):
+            self.refused(["eval", "--model", "model", "--data", "pair.txt", "--generate", option, "none/p"], 1,
+                         "cannot write none/p: No such file or directory")
+
     def test_interrupt_ends_it(self):
         """There is nothing to save: one Ctrl-C is enough, also while losses are summed."""
         write("rows.jsonl", json.dumps({"ids": [5] * 120, "labels": [5] * 120}) + "\n")

@@ -94,6 +94,18 @@ class Stopping(Runs):
         self.train("--steps", "100000", "--save-every", "2", "--stop-after", str(done + 3), out="undisturbed")
         self.same_result("run", "undisturbed")
 
+    def test_a_second_signal_does_not_wait(self):
+        """Nobody polls while standard input is read, and none is caught before somebody does."""
+        copy_model("llama_f16", "named")
+        command.add_tokenizer("named", 60)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            process = self.start("generate", "--model", "named", stdin=command.subprocess.PIPE)
+            time.sleep(0.5)
+            process.send_signal(number)
+            self.assertEqual(process.wait(20), -number)
+            for stream in (process.stdin, process.stdout, process.stderr):
+                stream.close()
+
     def test_max_time(self):
         out, err = self.train(*ENDLESS, "--max-time", "0.2s")
         match = re.match(r"stopped after (\d+) of 100000 steps", out)
