@@ -11,7 +11,31 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static px_status open_regular(const char *path, int *fd_out, size_t *bytes, px_error *err) {
+/* What can be read once only (a pipe), into a file of memory that can be mapped; takes fd. */
+static px_status keep_stream(const char *path, int *fd, size_t *bytes, px_error *err) {
+  static const size_t most = (size_t)1 << 30;
+  int kept = memfd_create("pfx", MFD_CLOEXEC);
+  char chunk[1 << 16];
+  ssize_t got = kept < 0 ? -1 : 0;
+  *bytes = 0;
+  while (kept >= 0 && *bytes <= most && ((got = read(*fd, chunk, sizeof chunk)) > 0 || (got < 0 && errno == EINTR))) {
+    for (ssize_t done = 0, put; done < got && got > 0; done += put)
+      if ((put = write(kept, chunk + done, (size_t)(got - done))) < 0) {
+        got = -1;
+        break;
+      }
+    if (got > 0) *bytes += (size_t)got;
+  }
+  int e = errno;
+  close(*fd);
+  *fd = kept;
+  if (got == 0) return PX_OK;
+  if (kept >= 0) close(kept);
+  return got > 0 ? px_fail(err, PX_BAD_FILE, "%s is no file and holds more than 1 GiB: save it to a file first", path)
+                 : px_fail_errno(err, PX_BAD_FILE, e, "cannot read %s", path);
+}
+
+static px_status open_readable(const char *path, int *fd_out, size_t *bytes, bool *regular, px_error *err) {
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return px_fail_errno(err, PX_BAD_FILE, errno, "cannot open %s", path);
   struct stat st;
@@ -25,7 +49,8 @@ static px_status open_regular(const char *path, int *fd_out, size_t *bytes, px_e
     return px_fail(err, PX_BAD_FILE, "%s is a folder, a file is needed", path);
   }
   *fd_out = fd;
-  *bytes = S_ISREG(st.st_mode) ? (size_t)st.st_size : 0;
+  *regular = S_ISREG(st.st_mode);
+  *bytes = *regular ? (size_t)st.st_size : 0;
   return PX_OK;
 }
 
@@ -34,7 +59,9 @@ px_status px_map_open(const char *path, px_map *map, px_error *err) {
   *map = (px_map){0};
   int fd = -1;
   size_t bytes = 0;
-  PX_TRY(open_regular(path, &fd, &bytes, err));
+  bool regular = true;
+  PX_TRY(open_readable(path, &fd, &bytes, &regular, err));
+  if (!regular) PX_TRY(keep_stream(path, &fd, &bytes, err));
   if (bytes == 0) {
     close(fd);
     map->data = empty;
@@ -62,7 +89,8 @@ void px_map_forget(const void *bytes, size_t count) {
 px_status px_file_read(const char *path, size_t limit_bytes, px_buf *out, px_error *err) {
   int fd = -1;
   size_t bytes = 0;
-  PX_TRY(open_regular(path, &fd, &bytes, err));
+  bool regular = true;
+  PX_TRY(open_readable(path, &fd, &bytes, &regular, err));
   size_t start = out->len;
   char chunk[1 << 16];
   for (;;) {

@@ -10,16 +10,17 @@ static const char *gguf_key(const px_settings *s, const char *key, char text[128
 }
 
 px_status px_settings_int(const px_settings *s, px_key key, int64_t fallback, int64_t min, int64_t max, int32_t *out, px_error *err) {
-  int64_t value = fallback;
+  const int64_t absent = fallback == 0 && min > 0 ? INT64_MIN : fallback; /* a field that must be there */
+  int64_t value = absent;
   char full[128];
   const char *name = key.hf;
   if (s->json) {
-    PX_TRY(px_json_int(s->json, s->path, key.hf, fallback, &value, err));
+    PX_TRY(px_json_int(s->json, s->path, key.hf, absent, &value, err));
   } else if (key.gguf) {
     name = gguf_key(s, key.gguf, full);
-    PX_TRY(px_gguf_int(s->gguf, name, fallback, &value, err));
+    PX_TRY(px_gguf_int(s->gguf, name, absent, &value, err));
   }
-  if (value == 0 && fallback == 0 && min > 0) return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" is missing", s->path, name);
+  if (value == INT64_MIN) return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" is missing", s->path, name);
   if (value < min || value > max)
     return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" is %lld, must be between %lld and %lld", s->path, name, (long long)value,
                    (long long)min, (long long)max);

@@ -45,10 +45,32 @@ px_status px_run_folder_lock(px_run *run, px_error *err) {
   return PX_OK;
 }
 
-px_status px_run_folder_open(px_run *run, bool *made, px_error *err) {
+void px_run_folder_undo(const px_run *run) {
+  char path[PATH_MAX];
+  if (run->made_from == 0 || snprintf(path, sizeof path, "%s", run->options.out) >= (int)sizeof path) return;
+  for (size_t n = strlen(path); n >= run->made_from && n > 0 && rmdir(path) == 0; n = strlen(path)) {
+    char *slash = strrchr(path, '/');
+    if (!slash) return;
+    *slash = 0;
+  }
+}
+
+/* The length of the shortest part of the path that does not exist; 0: it exists. */
+static size_t first_missing(const char *path) {
+  char part[PATH_MAX];
+  for (size_t n = 1; path[n - 1]; n++) {
+    if ((path[n] != '/' && path[n] != 0) || n >= sizeof part) continue;
+    memcpy(part, path, n);
+    part[n] = 0;
+    if (!px_file_exists(part)) return n;
+  }
+  return 0;
+}
+
+px_status px_run_folder_open(px_run *run, px_error *err) {
   const px_train_options *o = &run->options;
   char path[PATH_MAX];
-  *made = !px_file_exists(o->out);
+  run->made_from = first_missing(o->out);
   PX_TRY(px_dir_make(o->out, err));
   PX_TRY(px_run_folder_lock(run, err));
   if (o->force || is_empty(o->out)) return PX_OK;

@@ -42,6 +42,7 @@ typedef struct px_run {
   px_run_state state;
   unsigned defaults;          /* PX_DEFAULT_: options that nobody gave */
   int metrics_fd, lock_fd;    /* -1: none */
+  size_t made_from;           /* length of the shortest path that was made for the output folder; 0: none was */
   const px_train_callbacks *calls;
   double seconds, started;    /* of this process */
   int64_t tokens_here;        /* of this process */
@@ -62,8 +63,9 @@ typedef struct px_run_record {
 px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out, px_error *err);
 
 /* output_folder.c. One process at a time trains in a folder: open and lock take it until lock_fd is closed. */
-px_status px_run_folder_open(px_run *run, bool *made, px_error *err); /* refuses one that holds something; removes nothing */
+px_status px_run_folder_open(px_run *run, px_error *err); /* refuses one that holds something; removes nothing */
 px_status px_run_folder_lock(px_run *run, px_error *err);
+void px_run_folder_undo(const px_run *run); /* removes the folders that open made, while they are empty */
 void px_run_folder_clean(const px_run *run, bool all); /* what killed writers left; with `all` an old run's files too */
 
 /* checkpoint.c: DIR/checkpoint and DIR's adapter. */

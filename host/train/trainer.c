@@ -391,8 +391,7 @@ px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_
   px_train_options *o = &run.options;
   fill_defaults(o);
   px_status status = check_options(o, err);
-  bool made = false;
-  if (status == PX_OK) status = px_run_folder_open(&run, &made, err);
+  if (status == PX_OK) status = px_run_folder_open(&run, err);
   o->model_path = absolute(&run, o->model_path);
   o->data = absolute(&run, o->data);
   o->valid = absolute(&run, o->valid);
@@ -404,7 +403,7 @@ px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_
     px_run_folder_clean(&run, true);
     status = px_run_write_json(&run, err);
   }
-  if (status != PX_OK && made) rmdir(o->out); /* nothing began */
+  if (status != PX_OK) px_run_folder_undo(&run); /* nothing began */
   if (status == PX_OK) status = px_metrics_open(&run, err);
   if (status == PX_OK) status = run_steps(&run, err);
   fill_result(&run, result);

@@ -261,6 +261,21 @@ class GoingOn(Runs):
         self.assertEqual((done.returncode, done.stderr), (1, b"pfx: a path of this run is no UTF-8 and cannot be recorded\n"))
         self.assertEqual({name: read(f"run/{name}") for name in files("run")}, before)
 
+    def test_folders_that_were_made_for_nothing_go(self):
+        write("empty.jsonl", b"")
+        os.makedirs("a")
+        self.refused([*self.args[:3], "--data", "empty.jsonl", *SMALL, "--out", "a/b/c"], 3,
+                     f"{os.getcwd()}/empty.jsonl: no rows, the file is empty; a data file holds one row in a line")
+        self.assertEqual(os.listdir("a"), [])
+
+    def test_rows_from_a_pipe(self):
+        reader, writer = os.pipe()
+        os.write(writer, read("valid.jsonl"))
+        os.close(writer)
+        piped = self.pfx("eval", "--model", "model", "--data", f"/dev/fd/{reader}", "--json", "--dtype", "f32", pass_fds=(reader,))
+        os.close(reader)
+        self.assertEqual(piped, self.pfx("eval", "--model", "model", "--data", "valid.jsonl", "--json", "--dtype", "f32"))
+
     def test_one_process_a_folder(self):
         process = self.start_training(*ENDLESS)
         self.refused(["train", "--resume", "run", "--quiet"], 2, "another process trains in run: wait for it, or name another folder")
