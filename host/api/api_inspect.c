@@ -93,7 +93,7 @@ static px_status of_run(const char *path, px_arena *arena, json_t *o, px_error *
   px_train_options options;
   int dtype = 0, threads = 0;
   const char *device;
-  PX_TRY(px_train_read_run(path, arena, &options, &device, &dtype, &threads, err));
+  PX_TRY(px_train_read_run(path, true, arena, &options, &device, &dtype, &threads, err));
   set_text(o, "holds", "training run");
   set_text(o, "model", options.model_path);
   set_text(o, "data", options.data);
@@ -136,6 +136,11 @@ static const char *row_kind(const char *row, size_t bytes) {
 static px_status of_data(const char *path, px_arena *arena, json_t *o, px_error *err) {
   px_map map;
   PX_TRY(px_map_open(path, &map, err));
+  for (size_t i = 0; i < map.bytes && i < 65536; i++)
+    if (map.data[i] < ' ' && !strchr("\t\n\v\f\r\033", map.data[i] ? map.data[i] : 1)) {
+      px_map_close(&map);
+      return px_fail(err, PX_BAD_FILE, "%s holds no text, and nothing else that pfx knows by this name", path);
+    }
   const char *kind = NULL, *data = (const char *)map.data, *end = data + map.bytes;
   int64_t count = 0;
   for (const char *at = data, *stop; at < end; at = stop + 1) {
@@ -185,6 +190,8 @@ static px_status look(const char *path, bool verify, px_arena *arena, json_t *o,
     PX_TRY(of_model(path, verify, o, err));
     add_tokenizer(path, o);
     return PX_OK;
+  } else if (ends_with(path, "run.json")) {
+    return of_run(path, arena, o, err);
   } else if (!ends_with(path, "tokenizer.json")) {
     return of_data(path, arena, o, err);
   }

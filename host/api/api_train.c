@@ -124,7 +124,7 @@ pfx_status pfx_run_read(const char *dir, char **model_path, char **device, pfx_d
   int type = 0, count = 0;
   const char *where = NULL;
   *model_path = *device = NULL;
-  px_status status = px_train_read_run(dir, &arena, &o, &where, &type, &count, px_api_error(err));
+  px_status status = px_train_read_run(dir, false, &arena, &o, &where, &type, &count, px_api_error(err));
   if (status == PX_OK) {
     *model_path = strdup(o.model_path);
     *device = strdup(where);
@@ -152,7 +152,7 @@ pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, cha
   *memory = NULL;
   *model_path = NULL;
   const char *device;
-  px_status status = px_train_read_run(run_json, &arena, &p, &device, &type, &threads, px_api_error(err));
+  px_status status = px_train_read_run(run_json, false, &arena, &p, &device, &type, &threads, px_api_error(err));
   if (status == PX_OK) {
     const char *const texts[] = {p.model_path, p.data, p.valid, p.out, p.tune, p.init};
     size_t bytes = 1;

@@ -9,7 +9,7 @@ static pfx_request r;
 static const char *adapter_path, *prompt, *prompts_file;
 static cli_list stops;
 static bool force;
-static int32_t max_rows;
+static int32_t max_rows, cache_mb;
 
 static const cli_option options[] = {
     {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},
@@ -30,6 +30,7 @@ static const cli_option options[] = {
     {CLI_LIST, "stop", "TEXT", "End before this text appears; may be given several times.", NULL, &stops, NULL},
     {CLI_SEED, "seed", "N", "Of the random numbers; they belong to (seed, prompt number, position), so the batch cannot matter.", "0", &r.seed, NULL},
     {CLI_INT32, "batch-rows", "N", "Prompts computed at once.", "16", &max_rows, NULL},
+    {CLI_INT32, "cache-mb", "N", "Most memory for the keys and values of what is being generated, in megabytes.", "by need, at most 1024", &cache_mb, NULL},
     {CLI_FLAG, "force", NULL, "Use an adapter that was trained on other weights.", NULL, &force, NULL},
     CLI_COMMON_OPTIONS,
     {0},
@@ -113,6 +114,7 @@ static int generate(const pfx_model *model, const pfx_tokenizer *tokenizer, cons
   pfx_generator_options go = pfx_generator_options_init();
   pfx_generator_stats stats;
   if (max_rows) go.max_rows = max_rows;
+  go.cache_bytes = (int64_t)cache_mb << 20;
   if ((size_t)go.max_rows > count) go.max_rows = (int32_t)count;
   go.log = cli_log;
   pfx_status status = pfx_generator_create(model, tokenizer, &go, &g, &err);
@@ -147,7 +149,7 @@ static int run(int argc, char **argv) {
   if (code >= 0) return code;
   if (rest.count) return cli_usage_error(&cli_generate, "generate takes no argument \"%s\": prompts go into --prompt", rest.items[0]);
   if (!cli_shared.model) return cli_usage_error(&cli_generate, "generate needs --model");
-  if (max_rows < 0) return cli_usage_error(&cli_generate, "--batch-rows must not be negative");
+  if (max_rows < 0 || cache_mb < 0) return cli_usage_error(&cli_generate, "--batch-rows and --cache-mb must not be negative");
   if (prompt && prompts_file) return cli_usage_error(&cli_generate, "--prompt and --prompts exclude each other");
   r.stop = stops.items;
   r.stop_count = stops.count;

@@ -411,11 +411,11 @@ px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_
   return status;
 }
 
-px_status px_train_read_run(const char *dir, px_arena *arena, px_train_options *options, const char **device, int *dtype, int *threads,
+px_status px_train_read_run(const char *dir, bool resolved, px_arena *arena, px_train_options *options, const char **device, int *dtype, int *threads,
                             px_error *err) {
   px_run_record record;
   PX_TRY(px_run_read_json(dir, arena, &record, err));
-  *options = record.options;
+  *options = resolved ? record.resolved : record.options;
   *device = record.device;
   *dtype = record.dtype;
   *threads = record.threads;

@@ -71,7 +71,8 @@ typedef struct px_resume_changes {
 } px_resume_changes;
 
 /* Reads DIR/run.json (or dir itself, where it is such a file) into *options (strings in *arena), so that the caller can open the model it names. */
-px_status px_train_read_run(const char *dir, px_arena *arena, px_train_options *options, const char **device, int *dtype, int *threads,
+/* resolved: options that nobody gave have the values that the run found for them; else they are as not given. */
+px_status px_train_read_run(const char *dir, bool resolved, px_arena *arena, px_train_options *options, const char **device, int *dtype, int *threads,
                             px_error *err);
 /* Goes on exactly; data that changed (by digest) is refused. */
 px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const char *dir, const px_resume_changes *changes,
