@@ -45,3 +45,10 @@ foreach(source ${PFX_KERNEL_SOURCES})
 endforeach()
 add_custom_target(cuda_kernels DEPENDS ${PFX_KERNEL_OBJECTS})
 list(APPEND PFX_LIBRARIES ${PFX_CUDART} rt)
+
+# NVIDIA's packages of the runtime come without this header; where it is, what we declare of it is held against it.
+if(EXISTS ${PFX_CUDA_HOME}/include/cublasLt.h)
+  add_library(cublaslt_check OBJECT tests/tools/cublaslt_check.c)
+  target_include_directories(cublaslt_check PRIVATE host)
+  target_include_directories(cublaslt_check SYSTEM PRIVATE ${PFX_CUDA_HOME}/include)
+endif()

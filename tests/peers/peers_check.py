@@ -192,11 +192,22 @@ def check_again(script):
     return check
 
 
+def check_gpu_peers(checks):
+    """The contenders of ops_bench, on the CPU with tiny shapes: no GPU's time goes to a slip of the pen."""
+    script = Path(__file__).parents[2] / "bench/peers/attention.py"
+    out = subprocess.run([sys.executable, script, "--tiny", "--device", "cpu"], capture_output=True, text=True)
+    lines = out.stdout.splitlines()
+    if out.returncode or len(lines) != 8 or "refused" in out.stdout:
+        raise AssertionError(f"{out.stdout}{out.stderr}"[-800:])
+    return f"{len(lines)} measurements"
+
+
 CHECKS = {f"PEFT computes the same with a prefix trained on {case}": check_trained(case)
           for case in ("gpt2", "llama_tied", "llama3_new", "llama_bf16", "mistral", "qwen2", "qwen3")}
 CHECKS |= {"PEFT computes the same with a prefix trained through an encoder": check_trained("llama_tied", "--reparam", 24),
            "bytes without fingerprint": check_bytes, "fingerprint": check_fingerprint, "published sizes": check_sizes,
            "loss of eval": check_eval, "BLEU, chrF, ROUGE-L, exact match": check_metrics}
+CHECKS["PyTorch's attention runs for gpu_check.sh"] = check_gpu_peers
 CHECKS |= {script: check_again(script) for script in (
     "make_golden.py", "make_gguf_golden.py", "make_text_golden.py", "make_smollm2_golden.py",
     "make_adamw_golden.py", "tokenizers/make_tokenizer_golden.py")}
