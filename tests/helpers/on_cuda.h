@@ -24,11 +24,11 @@
 #define PX_TEST_CUDA 1
 
 #ifdef PX_TEST_DEVICE
-#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <ucontext.h>
 
 static inline void *px_pinned(size_t bytes) {
   void *p = NULL;
@@ -38,34 +38,37 @@ static inline void *px_pinned_zero(size_t bytes) {
   void *p = px_pinned(bytes);
   return p ? memset(p, 0, bytes) : NULL;
 }
+
+int px_test_main(void);
+static int px_test_result;
+static void px_test_run(void) { px_test_result = px_test_main(); }
+
+/* The test's own main runs on a stack that the device can read. Without a device the test is skipped. */
+int main(void) {
+  enum { STACK = 16 << 20 };
+  static ucontext_t here, there;
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    puts("skipped: no CUDA device");
+    return 77;
+  }
+  void *stack = px_pinned(STACK);
+  if (!stack || getcontext(&there) != 0) {
+    puts("no pinned memory for a stack");
+    return 1;
+  }
+  there.uc_stack.ss_sp = stack;
+  there.uc_stack.ss_size = STACK;
+  there.uc_link = &here;
+  makecontext(&there, px_test_run, 0);
+  if (swapcontext(&here, &there) != 0) return 1;
+  return px_test_result;
+}
+#define main px_test_main
 #define malloc(bytes) px_pinned(bytes)
 #define calloc(count, bytes) px_pinned_zero((count) * (bytes))
 #define aligned_alloc(alignment, bytes) px_pinned(bytes)
 #define free(p) ((void)cudaFreeHost((void *)(p)))
-
-/* Before main: without a device the test is skipped; the first megabyte of the stack is pinned. */
-__attribute__((constructor)) static void px_pin_stack(void) {
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    puts("skipped: no CUDA device");
-    exit(77);
-  }
-  enum { PINNED = 1 << 20, PAGE = 4096 };
-  pthread_attr_t attr;
-  void *low = NULL;
-  size_t size = 0;
-  pthread_getattr_np(pthread_self(), &attr);
-  pthread_attr_getstack(&attr, &low, &size);
-  pthread_attr_destroy(&attr);
-  char *top = (char *)low + size, *from = (char *)(((uintptr_t)top - PINNED) / PAGE * PAGE);
-  volatile char here[PINNED];
-  for (size_t i = 0; i < sizeof here; i += PAGE) here[i] = 0; /* the pages must be there */
-  cudaError_t e = cudaHostRegister(from, (size_t)(top - from) / PAGE * PAGE, cudaHostRegisterDefault);
-  if (e != cudaSuccess) {
-    printf("the stack cannot be pinned: %s\n", cudaGetErrorString(e));
-    exit(1);
-  }
-}
 #endif
 
 /* What was launched has run; its error, or the launch's. */

@@ -12,9 +12,12 @@ static const int32_t IN[MATS] = {70, 8, 64}, OUT[MATS] = {33, 33, 5};
 typedef struct problem {
   px_lora_args a;
   px_lora_matrix mats[MATS];
+  int32_t offsets[SEQS + 1], ids[SEQS]; /* copies: a device does not see a program's constants */
 } problem;
 
 static void make(problem *p, px_lora_mode mode, px_dtype type, px_dtype w_type, bool accumulate) {
+  memcpy(p->offsets, OFFSETS, sizeof OFFSETS);
+  memcpy(p->ids, IDS, sizeof IDS);
   for (int i = 0; i < MATS; i++) {
     p->mats[i] = (px_lora_matrix){.w = numbers(w_type, OUT[i], IN[i], IN[i], 10 + (uint64_t)i, 1),
                                   .dw = guarded((size_t)(OUT[i] * IN[i]) * sizeof(float)),
@@ -29,8 +32,8 @@ static void make(problem *p, px_lora_mode mode, px_dtype type, px_dtype w_type, 
                         .w_type = w_type,
                         .seqs = SEQS,
                         .rows = OFFSETS[SEQS],
-                        .offsets = OFFSETS,
-                        .adapter = IDS,
+                        .offsets = p->offsets,
+                        .adapter = p->ids,
                         .mats = p->mats,
                         .mat_count = MATS,
                         .x_stride = X_DIM + GAP,
@@ -172,7 +175,7 @@ static void bits_do_not_depend_on_threads(void **state) {
 static void an_unknown_matrix_writes_nothing(void **state) {
   (void)state;
   problem p;
-  static const int32_t wrong[SEQS] = {1, 2, 0, -1, 1, 0, MATS};
+  int32_t wrong[SEQS] = {1, 2, 0, -1, 1, 0, MATS};
   make(&p, PX_LORA_FWD, PX_F32, PX_F32, false);
   p.a.adapter = wrong;
   assert_int_equal(px_lora_cpu(&p.a), BAD_INDEX);
