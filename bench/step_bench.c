@@ -63,7 +63,7 @@ int main(int argc, char **argv) {
   px_cursor cursor = {0};
   need(px_model_open(argv[1], &(px_model_options){.dtype = dtype}, &model, &err));
   need(px_tokenizer_open(argv[1], &tok, &err));
-  need(px_backend_open_cpu(&(px_backend_options){.profile = true, .pack_weights = dtype == PX_BF16}, &be, &err));
+  need(px_backend_open_cpu(&(px_backend_options){.profile = true, .pack_weights = dtype == PX_BF16 ? PX_PACK_ALL : PX_PACK_TRANSPOSED}, &be, &err));
   need(px_tune_open(model, be, tok, &(px_tune_spec){.prefix_tokens = argc > 5 ? atoi(argv[5]) : 20}, 0, &tune, &err));
   need(px_rows_read(argv[2], tok, &(px_row_options){.max_row_tokens = 1024}, NULL, &rows, &err));
   need(px_batches_open(&rows, &(px_batch_options){.batch_rows = 16, .shuffle = true}, &batches, &err));

@@ -13,7 +13,7 @@ static px_backend *backends[WAYS];
 static void open_backends(int threads) {
   px_error err;
   for (int way = BACKEND; way < WAYS; way++) {
-    px_backend_options options = {.threads = threads, .pack_weights = way == PACKED};
+    px_backend_options options = {.threads = threads, .pack_weights = way == PACKED ? PX_PACK_ALL : PX_PACK_NONE};
     assert_int_equal(px_backend_open_cpu(&options, &backends[way], &err), PX_OK);
   }
 }
@@ -167,7 +167,7 @@ static void rows_keep_their_bits(int way, const variant *v, int64_t n, int64_t k
     rows_alone(&r, m & 1 ? most - m : 0, m, "in a product");
   px_error err;
   px_backend *one = NULL, *two = backends[way];
-  px_backend_options options = {.threads = 1, .pack_weights = way == PACKED};
+  px_backend_options options = {.threads = 1, .pack_weights = way == PACKED ? PX_PACK_ALL : PX_PACK_NONE};
   ASSERT_OK(px_backend_open_cpu(&options, &one, &err)); /* the threads of the plain product, too */
   if (way != PLAIN) backends[way] = one;
   for (int64_t m = 1; m < most; m = 7 * m) rows_alone(&r, most - m, m, "on one thread in a product");
