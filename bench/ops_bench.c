@@ -239,6 +239,75 @@ static void attention(bench *b, heads h, int tokens, int length, int prefix) {
   free(p.offsets), free(p.adapter);
 }
 
+/* ---- decode ---- */
+
+enum { MOST_CACHES = 16, PAGE_TOKENS = 16 };
+
+/* One token for each sequence, by turns against caches that together are larger than any on the device: between two
+ * steps of a model every other layer's keys pass by. */
+typedef struct decode_problem {
+  px_attn_decode_args args[MOST_CACHES];
+  int caches, turn;
+} decode_problem;
+
+static void run_decode(bench *b, const void *args) {
+  decode_problem *p = (decode_problem *)(uintptr_t)args;
+  px_op_attn_decode(b->be, &p->args[p->turn++ % p->caches]);
+}
+
+/* `seqs` sequences of `keys` own keys, and one segment of `prefix` for all of them. */
+static void decode(bench *b, heads h, int seqs, int keys, int prefix) {
+  if (b->tiny) seqs = 3, keys = 40, prefix = prefix ? 5 : 0;
+  if (!due(b)) return;
+  int pages = (keys + PAGE_TOKENS - 1) / PAGE_TOKENS, all = seqs * pages, made = 0;
+  int64_t q = (int64_t)h.heads * h.dim, kv = (int64_t)h.kv_heads * h.dim, cache = (int64_t)all * PAGE_TOKENS * kv;
+  int32_t *offsets = calloc((size_t)seqs + 1, 4), *adapter = calloc((size_t)seqs, 4), *lens = calloc((size_t)seqs, 4),
+          *table = calloc((size_t)all, 4);
+  for (int i = 0; i < seqs; i++) offsets[i + 1] = i + 1, lens[i] = keys;
+  for (int i = 0; i < all; i++) table[i] = (int32_t)((int64_t)i * 7919 % all); /* 7919 is prime: every page once */
+  void *memory[2 * MOST_CACHES + 10];
+  px_kv_segment segment = {.stride = kv, .len = prefix};
+  segment.k = memory[made++] = filled(b, PX_BF16, (prefix + 1) * kv);
+  segment.v = memory[made++] = filled(b, PX_BF16, (prefix + 1) * kv);
+  px_attn_shape host = {.dtype = PX_BF16,
+                        .heads = h.heads,
+                        .kv_heads = h.kv_heads,
+                        .head_dim = h.dim,
+                        .scale = 0.125f,
+                        .mask = PX_MASK_CAUSAL,
+                        .seqs = seqs,
+                        .q_rows = seqs,
+                        .q_offsets = offsets,
+                        .adapter = adapter,
+                        .segments = &segment,
+                        .segment_count = 1,
+                        .segment_rows = prefix},
+                shape = host;
+  shape.q_offsets = memory[made++] = on_device(b, offsets, ((size_t)seqs + 1) * 4);
+  shape.adapter = memory[made++] = on_device(b, adapter, (size_t)seqs * 4);
+  shape.segments = memory[made++] = on_device(b, &segment, sizeof segment);
+  px_attn_decode_args a = {
+      .shape = shape, .q_stride = q, .o_stride = q, .max_blocks = pages, .page_tokens = PAGE_TOKENS};
+  a.q = memory[made++] = filled(b, PX_BF16, seqs * q);
+  a.o = memory[made++] = filled(b, PX_BF16, seqs * q);
+  a.kv_lens = memory[made++] = on_device(b, lens, (size_t)seqs * 4);
+  a.block_table = memory[made++] = on_device(b, table, (size_t)all * 4);
+  a.workspace = memory[made++] = px_backend_alloc(b->be, px_attn_decode_workspace(&shape, seqs));
+  decode_problem p = {.caches = b->tiny ? 2 : (int)((512 << 20) / (4 * cache)) + 1};
+  if (p.caches > MOST_CACHES) p.caches = MOST_CACHES;
+  for (int i = 0; i < p.caches; i++) {
+    a.k_cache = memory[made++] = filled(b, PX_BF16, cache);
+    a.v_cache = memory[made++] = filled(b, PX_BF16, cache);
+    p.args[i] = a;
+  }
+  char name[128];
+  snprintf(name, sizeof name, "decode %s N%d T%d x%d", h.name, prefix, keys, seqs);
+  a.shape = host, a.kv_lens = lens;
+  report(b, name, px_attn_decode_cost(&a), run_decode, &p);
+  while (made > 0) px_backend_free(b->be, memory[--made]);
+  free(offsets), free(adapter), free(lens), free(table);
+}
+
 /* ---- products and passes ---- */
 
 static void product(bench *b, const char *what, int64_t m, int64_t n, int64_t k, bool transposed) {
@@ -345,6 +414,12 @@ static void all_points(bench *b) { /* in the order of what they are worth to kno
   product(b, "qkv 8b, 512 rows", 512, 6144, 4096, true);
   passes(b, 16384, 4096, 14336, 128256);
   passes(b, 16384, 1024, 4096, 50257);
+  static const struct {
+    int model, seqs, keys, prefix;
+  } decodes[] = {{1, 64, 1024, 100}, {0, 64, 512, 100},  {2, 64, 1024, 100}, {1, 1, 8192, 100},
+                 {1, 16, 4096, 0},   {1, 64, 512, 2048}, {2, 1, 32768, 0},   {1, 4, 300, 20}};
+  for (size_t i = 0; i < sizeof decodes / sizeof *decodes; i++)
+    decode(b, models[decodes[i].model], decodes[i].seqs, decodes[i].keys, decodes[i].prefix);
   for (int t = 0; t < 4; t++)
     for (int n = 0; n < 5; n++)
       for (int i = 0; i < 3; i++) attention(b, models[i], 16384, lengths[t], prefixes[n]);

@@ -28,13 +28,13 @@ static void one_step(const px_model *model, px_backend *be, px_tune *tune, px_ba
   group.tokens = batches->batch.labels;
   px_backend_write(be, groups, &group, sizeof group);
   px_tune_zero_grads(tune);
-  px_tune_begin_step(tune, 0, 0, true);
+  px_tune_begin_step(tune, 0, &groups->step);
   need(px_stack_begin(&s, &batches->batch, &err));
   px_stack_fwd(&s);
   px_head_fwd(&s);
   px_head_loss(&s, groups, true);
   px_stack_bwd(&s);
-  px_tune_end_step(tune, 0, 0);
+  px_tune_end_step(tune, 0, &groups->step);
   px_op_sum_sq(be, &(px_sum_sq_args){
                        .tensors = tune->list, .tensor_count = tune->param_count, .groups = groups, .group_count = 1});
   px_op_adamw(be, &(px_adamw_args){.tensors = tune->list,

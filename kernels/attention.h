@@ -112,6 +112,12 @@ const char *px_attn_check_arrays(const px_attn_shape *shape, bool decode);
  * the query rows and the own key rows alike. */
 size_t px_attn_bwd_workspace(const px_attn_shape *shape, int64_t rows, int64_t segment_rows_total);
 size_t px_attn_decode_workspace(const px_attn_shape *shape, int64_t q_rows);
+/* Decode cuts the own keys of a sequence, and its segment, into parts that are worked on at the same time and merged in
+ * order: at most so many. With one sequence that makes 512 pieces of work for a device, fewer where kv_heads are few. */
+static inline int32_t px_attn_own_parts(int32_t kv_heads) {
+  return kv_heads <= 4 ? 128 : kv_heads >= 64 ? 8 : 512 / kv_heads;
+}
+static inline int32_t px_attn_segment_parts(int32_t kv_heads) { return px_attn_own_parts(kv_heads) / 4; }
 /* These read the arrays of the shape, so they must be in host memory. Segments count as read once, whoever names them.
  */
 px_cost px_attn_fwd_cost(const px_attn_fwd_args *a);

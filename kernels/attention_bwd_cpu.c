@@ -81,16 +81,17 @@ static void clear(const sums *to, int64_t rows, int64_t head, int64_t dim) {
   }
 }
 
-/* to[key] += sum over rows of weight[key][row] x[row]. */
-static void add_product(const px_tile_rows *r, int64_t n, int64_t dim, const float *weight, const float *x, float *to,
-                        int64_t to_stride) {
-  int64_t tile = px_tile_size(dim), stride = px_tile_stride(dim);
+/* to[key] += sum over rows of weight[key][row] x[row], for keys [from, from + n) of the key index. */
+static void add_product(const px_tile_rows *r, const px_tile_keys *y, int64_t from, int64_t n, const float *weight,
+                        const float *x, float *to, int64_t to_stride) {
+  int64_t dim = y->shape->head_dim, stride = px_tile_stride(dim);
   if (dim == stride) {
-    px_tile_product(n, dim, r->count, weight, tile, 1, x, stride, to, to_stride, true);
+    px_tile_sum_rows(r, y->prefix, from, n, dim, weight, x, to, to_stride);
     return;
   }
   float sum[PX_TILE_FLOATS];
-  px_tile_product(n, stride, r->count, weight, tile, 1, x, stride, sum, stride, false);
+  memset(sum, 0, (size_t)(n * stride) * sizeof(float));
+  px_tile_sum_rows(r, y->prefix, from, n, stride, weight, x, sum, stride);
   for (int64_t j = 0; j < n; j++)
     for (int64_t d = 0; d < dim; d++) to[j * to_stride + d] += sum[j * stride + d];
 }
@@ -101,24 +102,51 @@ typedef struct row_tile {
   float q[PX_TILE_FLOATS], dout[PX_TILE_FLOATS], dq[PX_TILE_FLOATS]; /* [row][dim] */
   float q_t[PX_TILE_FLOATS], dout_t[PX_TILE_FLOATS];                 /* [dim][row]; q_t times scale */
   float lse[PX_TILE], delta[PX_TILE];
+  int64_t fetched, fetch_end; /* rows of the next tile: see fetch_next */
 } row_tile;
+
+enum { FETCH_ROWS = 4 };
 
 static void load_tile(const px_attn_bwd_args *a, row_tile *x) {
   const px_attn_shape *s = &a->shape;
   int64_t dim = s->head_dim, stride = px_tile_stride(dim), rows = s->q_offsets[s->seqs];
   px_tile_load_rows(&x->r, a->q, a->q_stride, s, x->q);
   px_tile_load_rows(&x->r, a->dout, a->dout_stride, s, x->dout);
-  px_tile_load_rows(&x->r, a->o, a->o_stride, s, x->dq);
   px_tile_transpose(&x->r, dim, s->scale, x->q, x->q_t);
   px_tile_transpose(&x->r, dim, 1.0f, x->dout, x->dout_t);
-  for (int64_t i = 0; i < x->r.padded; i++) {
-    float sum = 0, lse = i < x->r.count ? a->lse[x->r.head[i] * rows + x->r.query[i]] : 0.0f;
+  for (int64_t i = 0; i < x->r.padded; i++) x->delta[i] = x->lse[i] = 0;
+  for (int64_t i = 0; i < x->r.count; i++) {
+    float sum = 0, lse = a->lse[x->r.head[i] * rows + x->r.query[i]], copy[PX_TILE_DIM];
+    const float *o = px_row_in(a->o, s->dtype, x->r.query[i] * a->o_stride + x->r.head[i] * dim, dim, copy);
 #pragma omp simd reduction(+ : sum)
-    for (int64_t d = 0; d < (i < x->r.count ? stride : 0); d++) sum += x->dout[i * stride + d] * x->dq[i * stride + d];
+    for (int64_t d = 0; d < dim; d++) sum += x->dout[i * stride + d] * o[d];
     x->delta[i] = sum;
     x->lse[i] = lse == -INFINITY ? 0.0f : lse; /* such a row sees no key: every p is exp(-inf) */
   }
   memset(x->dq, 0, (size_t)(x->r.count * stride) * sizeof(float));
+  x->fetched = x->r.query[x->r.count - 1] + 1;
+  x->fetch_end = x->fetched + px_tile_size(dim) / (s->heads / s->kv_heads) + 1;
+}
+
+static void fetch(const void *x, px_dtype type, int64_t at, int64_t count) {
+  const char *row = (const char *)x + px_dtype_bytes(type, at);
+  for (size_t i = 0; i < px_dtype_bytes(type, count); i += 64) __builtin_prefetch(row + i, 0, 2);
+}
+
+/* Rows of a batch lie in the order in which they are worked on, whosever they are, and come from main memory once: those
+ * after this tile's are asked for, a few at a time, while this one is computed. */
+static void fetch_next(const px_attn_bwd_args *a, row_tile *x, int64_t head) {
+  const px_attn_shape *s = &a->shape;
+  int64_t group = s->heads / s->kv_heads, dim = s->head_dim, width = group * dim, rows = s->q_offsets[s->seqs],
+          end = x->fetch_end < rows ? x->fetch_end : rows;
+  for (int i = 0; i < FETCH_ROWS && x->fetched < end; i++, x->fetched++) {
+    fetch(a->q, s->dtype, x->fetched * a->q_stride + head * width, width);
+    fetch(a->dout, s->dtype, x->fetched * a->dout_stride + head * width, width);
+    fetch(a->o, s->dtype, x->fetched * a->o_stride + head * width, width);
+    if (s->k_offsets[s->seqs] != rows) continue;
+    fetch(a->k, s->dtype, x->fetched * a->k_stride + head * dim, dim);
+    fetch(a->v, s->dtype, x->fetched * a->v_stride + head * dim, dim);
+  }
 }
 
 /* p and scale * ds in the places of the scores and of <dout, value>. */
@@ -136,24 +164,30 @@ static void probabilities(const row_tile *x, int64_t n, int64_t row_stride, floa
 
 /* A tile of rows against keys [from, from + n): all of them the segment's or all own, row 0 of `to` being key `from`.
  */
-static void keys_bwd(const px_tile_keys *y, row_tile *x, int64_t from, int64_t n, const sums *to, bool want_dq) {
-  int64_t dim = y->shape->head_dim, tile = px_tile_size(dim), stride = px_tile_stride(dim);
-  float k[PX_TILE_FLOATS], v[PX_TILE_FLOATS], s[PX_TILE * PX_TILE], dp[PX_TILE * PX_TILE];
-  px_tile_load_keys(y, from, n, false, k);
-  px_tile_load_keys(y, from, n, true, v);
-  px_tile_product(n, x->r.padded, dim, k, stride, 1, x->q_t, tile, s, tile, false);
-  px_tile_product(n, x->r.padded, dim, v, stride, 1, x->dout_t, tile, dp, tile, false);
+static void keys_bwd(const px_attn_bwd_args *a, const px_tile_keys *y, row_tile *x, int64_t from, int64_t n,
+                     const sums *to, bool want_dq) {
+  int64_t dim = y->shape->head_dim, tile = px_tile_size(dim);
+  int64_t k_stride, v_stride;
+  float k_copy[PX_TILE_FLOATS], v_copy[PX_TILE_FLOATS], s[PX_TILE * PX_TILE], dp[PX_TILE * PX_TILE];
+  const float *k = px_tile_keys_at(y, from, n, false, k_copy, &k_stride),
+              *v = px_tile_keys_at(y, from, n, true, v_copy, &v_stride);
+  px_tile_scores(&x->r, y->prefix, from, n, dim, k, k_stride, x->q_t, s);
+  fetch_next(a, x, y->head);
+  px_tile_scores(&x->r, y->prefix, from, n, dim, v, v_stride, x->dout_t, dp);
   px_tile_mask(&x->r, y->prefix, from, n, s, tile);
+  fetch_next(a, x, y->head);
   probabilities(x, n, tile, y->shape->scale, s, dp);
   if (to->dk) {
-    add_product(&x->r, n, dim, dp, x->q, to->dk + y->head * dim, to->k_stride);
-    add_product(&x->r, n, dim, s, x->dout, to->dv + y->head * dim, to->v_stride);
+    fetch_next(a, x, y->head);
+    add_product(&x->r, y, from, n, dp, x->q, to->dk + y->head * dim, to->k_stride);
+    add_product(&x->r, y, from, n, s, x->dout, to->dv + y->head * dim, to->v_stride);
   }
-  if (want_dq) px_tile_product(x->r.count, stride, n, dp, 1, tile, k, stride, x->dq, stride, true);
+  if (want_dq) px_tile_sum_keys(&x->r, y->prefix, from, n, dim, dp, k, k_stride, x->dq);
 }
 
 /* Keys [from, to) of the key index; sums are of its first key, `base`. */
-static void range_bwd(const px_tile_keys *y, row_tile *x, int64_t from, int64_t to, const sums *base, bool want_dq) {
+static void range_bwd(const px_attn_bwd_args *a, const px_tile_keys *y, row_tile *x, int64_t from, int64_t to,
+                      const sums *base, bool want_dq) {
   int64_t tile = px_tile_size(y->shape->head_dim);
   for (int64_t at = from; at < to; at += tile) {
     int64_t n = to - at < tile ? to - at : tile;
@@ -163,7 +197,7 @@ static void range_bwd(const px_tile_keys *y, row_tile *x, int64_t from, int64_t 
       here.dk += (at - from) * here.k_stride;
       here.dv += (at - from) * here.v_stride;
     }
-    keys_bwd(y, x, at, n, &here, want_dq);
+    keys_bwd(a, y, x, at, n, &here, want_dq);
   }
 }
 
@@ -184,9 +218,9 @@ static void sequence_bwd(const bwd *b, int64_t chunk, int32_t seq, int64_t head,
     row_tile x;
     px_tile_rows_set(&x.r, &y, tile, s->q_offsets[seq], s->q_offsets[seq + 1] - s->q_offsets[seq]);
     load_tile(a, &x);
-    if (a->dq || segment.dk) range_bwd(&y, &x, 0, y.prefix, &segment, a->dq != NULL);
+    if (a->dq || segment.dk) range_bwd(a, &y, &x, 0, y.prefix, &segment, a->dq != NULL);
     if (!a->dq) continue;
-    range_bwd(&y, &x, y.prefix, y.prefix + (x.r.max_end < y.own ? x.r.max_end : y.own), &own, true);
+    range_bwd(a, &y, &x, y.prefix, y.prefix + (x.r.max_end < y.own ? x.r.max_end : y.own), &own, true);
     for (int64_t i = 0; i < x.r.count; i++)
       px_store_row(a->dq, s->dtype, x.r.query[i] * a->dq_stride + x.r.head[i] * s->head_dim, s->head_dim,
                    x.dq + i * px_tile_stride(s->head_dim));

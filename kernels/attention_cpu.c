@@ -86,6 +86,11 @@ static double segment_rows(const px_attn_shape *s) {
   return rows;
 }
 
+size_t px_attn_decode_workspace(const px_attn_shape *s, int64_t q_rows) {
+  int64_t parts = px_attn_own_parts(s->kv_heads) + px_attn_segment_parts(s->kv_heads), dim = (s->head_dim + 3) / 4 * 4;
+  return (size_t)(q_rows * s->heads * parts * (dim + 2)) * sizeof(float) + 64;
+}
+
 px_cost px_attn_fwd_cost(const px_attn_fwd_args *a) {
   const px_attn_shape *s = &a->shape;
   if (s->seqs == 0) return (px_cost){0};

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * The general forward kernel, for any head_dim up to 256, float32 arithmetic: training and prefill over dense rows,
- * decode over pages. attention_tile.cuh has the picture. */
+ * The general forward kernel, for any head_dim up to 256, float32 arithmetic. attention_tile.cuh has the
+ * picture. */
 #include "kernels/attention_tile.cuh"
 
 struct fwd_problem {
@@ -9,8 +9,6 @@ struct fwd_problem {
   void *o;
   float *lse;
   int64_t q_stride, k_stride, v_stride, o_stride;
-  const int32_t *block_table, *kv_lens; /* NULL: dense */
-  int32_t max_blocks, page_tokens;
 };
 
 /* What a row of the tile is; in shared memory. */
@@ -22,12 +20,6 @@ template <typename T>
 struct key_source {
   const T *k, *v; /* row 0 at the kv head */
   int64_t k_stride, v_stride;
-  const int32_t *blocks; /* NULL: dense */
-  int32_t page_tokens;
-
-  PX_DEVICE int64_t row_of(const key_source &y, int64_t j) {
-    return y.blocks ? (int64_t)y.blocks[j / y.page_tokens] * y.page_tokens + j % y.page_tokens : j;
-  }
 };
 
 /* The softmax so far of a warp's rows. */
@@ -93,9 +85,9 @@ PX_DEVICE void stream(const fwd_shared &m, const key_source<T> &keys, int begin,
     int count = end - at < PX_TILE_KEYS ? end - at : PX_TILE_KEYS;
     __syncthreads();
     px_rows_to_shared(m.k, px_padded(dim), PX_TILE_KEYS, count, dim,
-                      [&](int j) { return keys.k + key_source<T>::row_of(keys, at + j) * keys.k_stride; });
+                      [&](int j) { return keys.k + (int64_t)(at + j) * keys.k_stride; });
     px_rows_to_shared(m.v, dim, PX_TILE_KEYS, count, dim,
-                      [&](int j) { return keys.v + key_source<T>::row_of(keys, at + j) * keys.v_stride; });
+                      [&](int j) { return keys.v + (int64_t)(at + j) * keys.v_stride; });
     __syncthreads();
     int from[ROWS], to[ROWS];
     bool any = false;
@@ -119,27 +111,13 @@ PX_DEVICE void meet_sequence(const fwd_problem &a, const fwd_shared &m, int run,
   const px_kv_segment *segment = px_segment_of(s, seq);
   if (segment) {
     int64_t head = (int64_t)kv_head * dim;
-    key_source<T> keys = {static_cast<const T *>(segment->k) + head,
-                          static_cast<const T *>(segment->v) + head,
-                          segment->stride,
-                          segment->stride,
-                          NULL,
-                          0};
+    key_source<T> keys = {static_cast<const T *>(segment->k) + head, static_cast<const T *>(segment->v) + head,
+                          segment->stride, segment->stride};
     stream<T, ROWS, CHUNKS>(m, keys, 0, segment->len, run, run_end, false, dim, s.scale, state);
   }
-  key_source<T> keys = {static_cast<const T *>(a.k) + (int64_t)kv_head * dim,
-                        static_cast<const T *>(a.v) + (int64_t)kv_head * dim,
-                        a.k_stride,
-                        a.v_stride,
-                        NULL,
-                        0};
-  if (a.block_table) {
-    keys.blocks = a.block_table + (int64_t)seq * a.max_blocks;
-    keys.page_tokens = a.page_tokens;
-  } else {
-    keys.k += (int64_t)s.k_offsets[seq] * a.k_stride;
-    keys.v += (int64_t)s.k_offsets[seq] * a.v_stride;
-  }
+  int64_t base = s.k_offsets[seq], head = (int64_t)kv_head * dim;
+  key_source<T> keys = {static_cast<const T *>(a.k) + base * a.k_stride + head,
+                        static_cast<const T *>(a.v) + base * a.v_stride + head, a.k_stride, a.v_stride};
   /* Later queries see later keys: the first row's first key and the last row's last bound them all. */
   stream<T, ROWS, CHUNKS>(m, keys, m.rows[run].from, m.rows[run_end - 1].to, run, run_end, true, dim, s.scale, state);
 }
@@ -155,7 +133,7 @@ fwd_kernel(fwd_problem a) {
   fwd_shared m = carve<ROWS>(memory, dim);
   for (int r = (int)threadIdx.x; r < count; r += PX_TILE_THREADS) {
     int row = (int)((base + r) / group), seq = px_sequence_of(s.q_offsets, s.seqs, row);
-    int nk = a.kv_lens ? a.kv_lens[seq] : s.k_offsets[seq + 1] - s.k_offsets[seq];
+    int nk = s.k_offsets[seq + 1] - s.k_offsets[seq];
     m.rows[r].seq = seq;
     px_visible(s, row - s.q_offsets[seq], s.q_offsets[seq + 1] - s.q_offsets[seq], nk, &m.rows[r].from, &m.rows[r].to);
   }
@@ -211,18 +189,5 @@ int px_attn_fwd_cuda(const px_attn_fwd_args *a, void *stream) {
   p.s = a->shape;
   p.q = a->q, p.k = a->k, p.v = a->v, p.o = a->o, p.lse = a->lse;
   p.q_stride = a->q_stride, p.k_stride = a->k_stride, p.v_stride = a->v_stride, p.o_stride = a->o_stride;
-  return launch(p, stream);
-}
-
-int px_attn_decode_cuda(const px_attn_decode_args *a, void *stream) {
-  if (a->shape.seqs == 0 || a->shape.q_rows == 0) return 0;
-  if (px_attn_decode_mma(a, stream)) return PX_LAUNCHED();
-  fwd_problem p = {};
-  p.s = a->shape;
-  p.q = a->q, p.k = a->k_cache, p.v = a->v_cache, p.o = a->o;
-  p.q_stride = a->q_stride, p.o_stride = a->o_stride;
-  p.k_stride = p.v_stride = (int64_t)a->shape.kv_heads * a->shape.head_dim;
-  p.block_table = a->block_table, p.kv_lens = a->kv_lens;
-  p.max_blocks = a->max_blocks, p.page_tokens = a->page_tokens;
   return launch(p, stream);
 }

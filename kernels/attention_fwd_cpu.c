@@ -38,15 +38,15 @@ static void softmax_tile(int64_t n, int64_t rows, int64_t row_stride, float *s, 
 static void rows_fwd(const px_tile_keys *y, const px_tile_rows *r, int64_t from, int64_t to, const float *q,
                      partial *x) {
   int64_t dim = y->shape->head_dim, tile = px_tile_size(dim), stride = px_tile_stride(dim),
-          seen = y->prefix + r->max_end;
-  float keys[PX_TILE_FLOATS], s[PX_TILE * PX_TILE], shrink[PX_TILE];
+          seen = y->prefix + r->max_end, key_stride;
+  float copy[PX_TILE_FLOATS], s[PX_TILE * PX_TILE], shrink[PX_TILE];
   for (int64_t i = 0; i < r->padded; i++) x->best[i] = -INFINITY, x->sum[i] = 0;
   memset(x->o, 0, (size_t)(r->count * stride) * sizeof(float));
   for (to = to < seen ? to : seen; from < to; from += tile) {
     int64_t n = to - from < tile ? to - from : tile;
     if (!px_tile_reached(r, y->prefix, from, n)) continue;
-    px_tile_load_keys(y, from, n, false, keys);
-    px_tile_product(n, r->padded, dim, keys, stride, 1, q, tile, s, tile, false);
+    const float *keys = px_tile_keys_at(y, from, n, false, copy, &key_stride);
+    px_tile_scores(r, y->prefix, from, n, dim, keys, key_stride, q, s);
     px_tile_mask(r, y->prefix, from, n, s, tile);
     softmax_tile(n, r->padded, tile, s, x, shrink);
     for (int64_t i = 0; i < r->count; i++) {
@@ -55,8 +55,8 @@ static void rows_fwd(const px_tile_keys *y, const px_tile_rows *r, int64_t from,
 #pragma omp simd
       for (int64_t d = 0; d < stride; d++) o[d] *= by;
     }
-    px_tile_load_keys(y, from, n, true, keys);
-    px_tile_product(r->count, stride, n, s, 1, tile, keys, stride, x->o, stride, true);
+    keys = px_tile_keys_at(y, from, n, true, copy, &key_stride);
+    px_tile_sum_keys(r, y->prefix, from, n, dim, s, keys, key_stride, x->o);
   }
 }
 
@@ -123,10 +123,6 @@ static int64_t part_keys(int64_t all) {
 
 /* Floats per (query row, head, part): o, best, sum. */
 static int64_t part_floats(int64_t dim) { return dim + 2; }
-
-size_t px_attn_decode_workspace(const px_attn_shape *shape, int64_t q_rows) {
-  return (size_t)(q_rows * shape->heads * PARTS * part_floats(shape->head_dim)) * sizeof(float) + 64;
-}
 
 static float *part_of(const px_attn_decode_args *a, int64_t query, int64_t head, int64_t part) {
   const px_attn_shape *s = &a->shape;

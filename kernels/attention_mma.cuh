@@ -109,21 +109,18 @@ struct px_mma_row {
   int32_t seq, id, from, to; /* id: of the segment, -1 for none; own keys [from, to) that it sees */
 };
 
-PX_DEVICE px_mma_row px_mma_row_of(const px_attn_shape &s, int query, const int32_t *kv_lens) {
+PX_DEVICE px_mma_row px_mma_row_of(const px_attn_shape &s, int query) {
   int seq = px_sequence_of(s.q_offsets, s.seqs, query), nq = s.q_offsets[seq + 1] - s.q_offsets[seq];
   const px_kv_segment *segment = px_segment_of(s, seq);
   px_mma_row row = {seq, segment ? (int)(segment - s.segments) : -1, 0, 0};
-  px_visible(s, query - s.q_offsets[seq], nq, kv_lens ? kv_lens[seq] : s.k_offsets[seq + 1] - s.k_offsets[seq],
-             &row.from, &row.to);
+  px_visible(s, query - s.q_offsets[seq], nq, s.k_offsets[seq + 1] - s.k_offsets[seq], &row.from, &row.to);
   return row;
 }
 
-/* Where own keys lie: flat rows, or pages where `blocks` is there. */
+/* Where own keys lie. */
 struct px_mma_keys {
   const void *k, *v;
   int64_t k_stride, v_stride;
-  const int32_t *blocks; /* [seqs][max_blocks] */
-  int32_t max_blocks, page_tokens;
 };
 
 /* One stretch after the other of the keys that a tile of rows meets, KEYS at a time: first the segments (rows side by
@@ -133,10 +130,9 @@ template <int KEYS>
 struct px_mma_walk {
   const px_bf16 *k, *v; /* row 0 of the stretch at the kv head */
   int k_stride, v_stride;
-  const int32_t *blocks; /* pages of the stretch; NULL: dense */
-  int run, run_end;      /* rows of the tile that the stretch is for */
-  int at, end;           /* now: keys [at, at + KEYS), less those from `end` on */
-  bool own, over;        /* over: all keys are done */
+  int run, run_end; /* rows of the tile that the stretch is for */
+  int at, end;      /* now: keys [at, at + KEYS), less those from `end` on */
+  bool own, over;   /* over: all keys are done */
 };
 
 /* The next KEYS keys for `count` rows, or over. One thread does this for its block, a step ahead. */
@@ -159,7 +155,6 @@ PX_DEVICE void px_mma_next(px_mma_walk<KEYS> &w, const px_attn_shape &s, const p
     do w.run_end++;
     while (w.run_end < count && (w.own ? rows[w.run_end].seq == first.seq : rows[w.run_end].id == first.id));
     w.at = w.end = 0;
-    w.blocks = NULL;
     if (!w.own && first.id >= 0) {
       const px_kv_segment &segment = s.segments[first.id];
       w.k = static_cast<const px_bf16 *>(segment.k) + head;
@@ -167,12 +162,11 @@ PX_DEVICE void px_mma_next(px_mma_walk<KEYS> &w, const px_attn_shape &s, const p
       w.k_stride = w.v_stride = (int)segment.stride;
       w.end = segment.len;
     } else if (w.own) { /* later queries see later keys: the first row's first and the last row's last bound them all */
-      int64_t base = keys.blocks ? 0 : s.k_offsets[first.seq];
+      int64_t base = s.k_offsets[first.seq];
       w.k = static_cast<const px_bf16 *>(keys.k) + base * keys.k_stride + head;
       w.v = static_cast<const px_bf16 *>(keys.v) + base * keys.v_stride + head;
       w.k_stride = (int)keys.k_stride;
       w.v_stride = (int)keys.v_stride;
-      if (keys.blocks) w.blocks = keys.blocks + (int64_t)first.seq * keys.max_blocks;
       w.at = first.from / KEYS * KEYS;
       w.end = rows[w.run_end - 1].to;
     }
@@ -180,14 +174,9 @@ PX_DEVICE void px_mma_next(px_mma_walk<KEYS> &w, const px_attn_shape &s, const p
 }
 
 /* Keys (or values: `rows` and `stride` say which) of where the walk is, into a tile. */
-template <int DIM, int KEYS, int THREADS, bool PAGED = false>
-PX_DEVICE void px_mma_load_keys(px_bf16 *tile, const px_mma_walk<KEYS> &w, const px_bf16 *rows, int stride, int dim,
-                                int page_tokens) {
-  px_mma_load<DIM, KEYS, THREADS>(tile, w.end - w.at, dim, [&](int j) {
-    int64_t row = w.at + j;
-    if (PAGED && w.blocks) row = (int64_t)w.blocks[row / page_tokens] * page_tokens + row % page_tokens;
-    return rows + row * (int64_t)stride;
-  });
+template <int DIM, int KEYS, int THREADS>
+PX_DEVICE void px_mma_load_keys(px_bf16 *tile, const px_mma_walk<KEYS> &w, const px_bf16 *rows, int stride, int dim) {
+  px_mma_load<DIM, KEYS, THREADS>(tile, w.end - w.at, dim, [&](int j) { return rows + (w.at + j) * (int64_t)stride; });
 }
 
 /* Which of the walk's KEYS row r of the tile sees: [*from, *to). */

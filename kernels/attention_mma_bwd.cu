@@ -99,8 +99,8 @@ mma_queries_kernel(px_attn_bwd_problem p) {
   int group = s.heads / s.kv_heads, kv_head = (int)blockIdx.y, dim = s.head_dim, lane = (int)threadIdx.x % PX_WARP;
   int64_t base = (int64_t)(gridDim.x - 1 - blockIdx.x) * ROWS, all = (int64_t)s.q_rows * group;
   int count = all - base < ROWS ? (int)(all - base) : ROWS, first = (int)threadIdx.x / PX_WARP * 16;
-  px_mma_keys own = {a.k, a.v, a.k_stride, a.v_stride, NULL, 0, 0};
-  for (int r = (int)threadIdx.x; r < count; r += THREADS) rows[r] = px_mma_row_of(s, (int)((base + r) / group), NULL);
+  px_mma_keys own = {a.k, a.v, a.k_stride, a.v_stride};
+  for (int r = (int)threadIdx.x; r < count; r += THREADS) rows[r] = px_mma_row_of(s, (int)((base + r) / group));
   query_stats stats[2] = {};
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -117,8 +117,8 @@ mma_queries_kernel(px_attn_bwd_problem p) {
   });
   auto load = [&](int stage, const px_mma_walk<KEYS> &w) {
     if (!w.over) {
-      px_mma_load_keys<DIM, KEYS, THREADS>(keys + 2 * stage * KEYS * ROW, w, w.k, w.k_stride, dim, 0);
-      px_mma_load_keys<DIM, KEYS, THREADS>(keys + (2 * stage + 1) * KEYS * ROW, w, w.v, w.v_stride, dim, 0);
+      px_mma_load_keys<DIM, KEYS, THREADS>(keys + 2 * stage * KEYS * ROW, w, w.k, w.k_stride, dim);
+      px_mma_load_keys<DIM, KEYS, THREADS>(keys + (2 * stage + 1) * KEYS * ROW, w, w.v, w.v_stride, dim);
     }
     px_commit_copies();
   };

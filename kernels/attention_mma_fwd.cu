@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Forward attention on tensor cores: bfloat16, training and prefill over dense rows, decode over pages.
+ * Forward attention on tensor cores: bfloat16, training and prefill.
  *
  *   a block: 64 * MT rows (query, head of the group) of one kv head, four warps of 16 * MT rows
  *
@@ -26,7 +26,6 @@ struct mma_fwd_problem {
   float *lse;
   int64_t q_stride, o_stride;
   px_mma_keys keys;
-  const int32_t *kv_lens; /* NULL: dense */
 };
 
 template <int DIM, int MT>
@@ -127,7 +126,7 @@ PX_DEVICE void finish(const mma_fwd_problem &a, px_bf16 *tile, int first, int64_
   }
 }
 
-template <int DIM, int MT, bool PAGED>
+template <int DIM, int MT>
 PX_KERNEL(THREADS)
 mma_fwd_kernel(mma_fwd_problem a) {
   constexpr int KEYS = tile_of<DIM>::KEYS, ROWS = 64 * MT, N = KEYS / 8;
@@ -136,12 +135,11 @@ mma_fwd_kernel(mma_fwd_problem a) {
   px_mma_row *rows = reinterpret_cast<px_mma_row *>(v + KEYS * (DIM + PX_MMA_PAD));
   PX_SHARED(px_mma_walk<KEYS>, walks, 2);
   const px_attn_shape &s = a.s;
-  int group = s.heads / s.kv_heads, kv_head = (int)blockIdx.y, dim = s.head_dim, pages = a.keys.page_tokens;
+  int group = s.heads / s.kv_heads, kv_head = (int)blockIdx.y, dim = s.head_dim;
   /* Later tiles of a sequence meet more keys: they begin first. */
   int64_t base = (int64_t)(gridDim.x - 1 - blockIdx.x) * ROWS, all = (int64_t)s.q_rows * group;
   int count = all - base < ROWS ? (int)(all - base) : ROWS, first = (int)threadIdx.x / PX_WARP * 16 * MT;
-  for (int r = (int)threadIdx.x; r < count; r += THREADS)
-    rows[r] = px_mma_row_of(s, (int)((base + r) / group), a.kv_lens);
+  for (int r = (int)threadIdx.x; r < count; r += THREADS) rows[r] = px_mma_row_of(s, (int)((base + r) / group));
   px_mma_load<DIM, ROWS, THREADS>(q, count, dim, [&](int r) {
     int64_t row = (base + r) / group, head = (int64_t)kv_head * group + (base + r) % group;
     return static_cast<const px_bf16 *>(a.q) + row * a.q_stride + head * dim;
@@ -162,14 +160,13 @@ mma_fwd_kernel(mma_fwd_problem a) {
     px_mma_next<KEYS>(walks[0], s, a.keys, kv_head, rows, count);
   }
   __syncthreads();
-  if (!walks[0].over)
-    px_mma_load_keys<DIM, KEYS, THREADS, PAGED>(k, walks[0], walks[0].k, walks[0].k_stride, dim, pages);
+  if (!walks[0].over) px_mma_load_keys<DIM, KEYS, THREADS>(k, walks[0], walks[0].k, walks[0].k_stride, dim);
   px_commit_copies();
   for (int turn = 0; !walks[turn].over; turn ^= 1) {
     const px_mma_walk<KEYS> &w = walks[turn], &next = walks[turn ^ 1];
     px_wait_copies<0>();
     __syncthreads();
-    px_mma_load_keys<DIM, KEYS, THREADS, PAGED>(v, w, w.v, w.v_stride, dim, pages);
+    px_mma_load_keys<DIM, KEYS, THREADS>(v, w, w.v, w.v_stride, dim);
     px_commit_copies();
     if (threadIdx.x == 0) {
       walks[turn ^ 1] = w;
@@ -184,7 +181,7 @@ mma_fwd_kernel(mma_fwd_problem a) {
     }
     px_wait_copies<0>();
     __syncthreads();
-    if (!next.over) px_mma_load_keys<DIM, KEYS, THREADS, PAGED>(k, next, next.k, next.k_stride, dim, pages);
+    if (!next.over) px_mma_load_keys<DIM, KEYS, THREADS>(k, next, next.k, next.k_stride, dim);
     px_commit_copies();
     if (mine) px_mma_weighted<DIM, MT, N, DIM / 8>(state.o, c, v, 0);
   }
@@ -192,12 +189,12 @@ mma_fwd_kernel(mma_fwd_problem a) {
   finish<DIM, MT>(a, q, first, base, count, kv_head, state);
 }
 
-template <int DIM, int MT, bool PAGED>
+template <int DIM, int MT>
 static void launch(const mma_fwd_problem &a, void *stream) {
   size_t bytes = fwd_bytes<DIM, MT>();
   dim3 grid(px_blocks((int64_t)a.s.q_rows * (a.s.heads / a.s.kv_heads), 64 * MT), (unsigned)a.s.kv_heads);
-  PX_ALLOW_SHARED((mma_fwd_kernel<DIM, MT, PAGED>), bytes);
-  PX_LAUNCH((mma_fwd_kernel<DIM, MT, PAGED>), grid, THREADS, bytes, stream, a);
+  PX_ALLOW_SHARED((mma_fwd_kernel<DIM, MT>), bytes);
+  PX_LAUNCH((mma_fwd_kernel<DIM, MT>), grid, THREADS, bytes, stream, a);
 }
 
 static void launch_any(const mma_fwd_problem &a, void *stream) {
@@ -205,12 +202,10 @@ static void launch_any(const mma_fwd_problem &a, void *stream) {
   int64_t tiles = (int64_t)px_blocks((int64_t)a.s.q_rows * (a.s.heads / a.s.kv_heads), 128) * a.s.kv_heads;
   bool large = tiles >= px_multiprocessors();
   PX_MMA_FOR_DIM(a.s.head_dim, DIM, {
-    if (a.keys.blocks)
-      launch<DIM, 1, true>(a, stream);
-    else if (DIM <= 128 && large)
-      launch<DIM, DIM <= 128 ? 2 : 1, false>(a, stream);
+    if (DIM <= 128 && large)
+      launch<DIM, DIM <= 128 ? 2 : 1>(a, stream);
     else
-      launch<DIM, 1, false>(a, stream);
+      launch<DIM, 1>(a, stream);
   });
 }
 
@@ -222,20 +217,6 @@ bool px_attn_fwd_mma(const px_attn_fwd_args *a, void *stream) {
   p.s = a->shape;
   p.q = a->q, p.o = a->o, p.lse = a->lse, p.q_stride = a->q_stride, p.o_stride = a->o_stride;
   p.keys.k = a->k, p.keys.v = a->v, p.keys.k_stride = a->k_stride, p.keys.v_stride = a->v_stride;
-  launch_any(p, stream);
-  return true;
-}
-
-bool px_attn_decode_mma(const px_attn_decode_args *a, void *stream) {
-  int64_t row = (int64_t)a->shape.kv_heads * a->shape.head_dim;
-  if (!px_mma_takes(a->shape) || !px_mma_rows(a->q, a->q_stride) || !px_mma_rows(a->k_cache, row) ||
-      !px_mma_rows(a->v_cache, row) || !px_mma_rows(a->o, a->o_stride))
-    return false;
-  mma_fwd_problem p = {};
-  p.s = a->shape;
-  p.q = a->q, p.o = a->o, p.q_stride = a->q_stride, p.o_stride = a->o_stride, p.kv_lens = a->kv_lens;
-  p.keys.k = a->k_cache, p.keys.v = a->v_cache, p.keys.k_stride = p.keys.v_stride = row;
-  p.keys.blocks = a->block_table, p.keys.max_blocks = a->max_blocks, p.keys.page_tokens = a->page_tokens;
   launch_any(p, stream);
   return true;
 }

@@ -19,7 +19,6 @@ enum { PX_TILE_WARPS = 4, PX_TILE_THREADS = PX_TILE_WARPS * PX_WARP, PX_TILE_KEY
 
 /* The tensor-core kernels (attention_mma_*.cu): false where they do not take the problem and nothing was launched. */
 bool px_attn_fwd_mma(const px_attn_fwd_args *a, void *stream);
-bool px_attn_decode_mma(const px_attn_decode_args *a, void *stream);
 
 /* The backward kernels' problem and workspace. */
 struct px_attn_bwd_problem {

@@ -67,20 +67,38 @@ static void load(const void *x, px_dtype type, int64_t at, int64_t dim, int64_t 
   for (int64_t i = dim; i < stride; i++) out[i] = 0;
 }
 
-void px_tile_load_keys(const px_tile_keys *y, int64_t from, int64_t n, bool values, float *out) {
+/* Keys that lie as a product reads them: float32, no padding, in one piece. */
+static const float *keys_in_place(const px_tile_keys *y, int64_t from, int64_t n, bool values, int64_t *stride) {
+  int64_t dim = y->shape->head_dim, own = from - y->prefix;
+  if (y->shape->dtype != PX_F32 || dim != px_tile_stride(dim)) return NULL;
+  if (own >= 0 && !y->blocks) {
+    *stride = values ? y->v_stride : y->k_stride;
+    return (const float *)(values ? y->v : y->k) + (y->first_row + own) * *stride + y->head * dim;
+  }
+  if (own + n > 0) return NULL;
+  *stride = y->segment->stride;
+  return (const float *)(values ? y->segment->v : y->segment->k) + from * *stride + y->head * dim;
+}
+
+const float *px_tile_keys_at(const px_tile_keys *y, int64_t from, int64_t n, bool values, float *copy,
+                             int64_t *out_stride) {
+  const float *in_place = keys_in_place(y, from, n, values, out_stride);
+  if (in_place) return in_place;
   int64_t dim = y->shape->head_dim, stride = px_tile_stride(dim), row_stride = values ? y->v_stride : y->k_stride;
   px_dtype type = y->shape->dtype;
+  *out_stride = stride;
   for (int64_t j = 0; j < n; j++) {
     int64_t own = from + j - y->prefix;
     if (own < 0) {
       load(values ? y->segment->v : y->segment->k, type, (from + j) * y->segment->stride + y->head * dim, dim, stride,
-           out + j * stride);
+           copy + j * stride);
       continue;
     }
     int64_t row = y->blocks ? (int64_t)y->blocks[own / y->page_tokens] * y->page_tokens + own % y->page_tokens
                             : y->first_row + own;
-    load(values ? y->v : y->k, type, row * row_stride + y->head * dim, dim, stride, out + j * stride);
+    load(values ? y->v : y->k, type, row * row_stride + y->head * dim, dim, stride, copy + j * stride);
   }
+  return copy;
 }
 
 void px_tile_load_rows(const px_tile_rows *r, const void *x, int64_t x_stride, const px_attn_shape *s, float *out) {
@@ -171,8 +189,9 @@ ROWS_OF(4)
 #endif
 #undef ROWS_OF
 
-void px_tile_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b,
-                     int64_t b_row, float *c, int64_t c_row, bool accumulate) {
+/* c[m][n] (+)= sum_k a[m * a_row + k * a_col] b[k * b_row + n]; n is a multiple of LANES. */
+static void product(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b,
+                    int64_t b_row, float *c, int64_t c_row, bool accumulate) {
   while (n > 0) {
     int64_t v = n / LANES < VECTORS ? n / LANES : VECTORS;
     switch (v) {
@@ -197,12 +216,56 @@ void px_tile_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_
   }
 }
 
+/* Every row sees all of the keys. */
+static bool all_visible(const px_tile_rows *r, int64_t prefix, int64_t from, int64_t n) {
+  return from + n <= prefix + r->min_end;
+}
+
+/* The first row that sees a key or one after it: later rows see no fewer. */
+static int64_t first_row(const px_tile_rows *r, int64_t own_key, int64_t row) {
+  while (row < r->count && r->end[row] <= own_key) row++;
+  return row;
+}
+
+void px_tile_scores(const px_tile_rows *r, int64_t prefix, int64_t from, int64_t n, int64_t dim, const float *keys,
+                    int64_t key_stride, const float *rows_t, float *out) {
+  int64_t tile = px_tile_size(dim), row = 0, step = all_visible(r, prefix, from, n) ? n : BLOCK;
+  for (int64_t j = 0; j < n; j += step) {
+    int64_t m = n - j < step ? n - j : step;
+    if (step != n) row = first_row(r, from + j - prefix, row);
+    int64_t skip = row / PX_TILE_ALIGN * PX_TILE_ALIGN;
+    product(m, r->padded - skip, dim, keys + j * key_stride, key_stride, 1, rows_t + skip, tile, out + j * tile + skip,
+            tile, false);
+    for (int64_t i = 0; i < m && skip; i++) memset(out + (j + i) * tile, 0, (size_t)skip * sizeof(float));
+  }
+}
+
+void px_tile_sum_keys(const px_tile_rows *r, int64_t prefix, int64_t from, int64_t n, int64_t dim, const float *weight,
+                      const float *keys, int64_t key_stride, float *out) {
+  int64_t tile = px_tile_size(dim), stride = px_tile_stride(dim),
+          step = all_visible(r, prefix, from, n) ? r->count : BLOCK;
+  for (int64_t i = 0; i < r->count; i += step) {
+    int64_t m = r->count - i < step ? r->count - i : step, seen = prefix + r->end[i + m - 1] - from;
+    product(m, stride, seen < n ? seen : n, weight + i, 1, tile, keys, key_stride, out + i * stride, stride, true);
+  }
+}
+
+void px_tile_sum_rows(const px_tile_rows *r, int64_t prefix, int64_t from, int64_t n, int64_t dim, const float *weight,
+                      const float *x, float *to, int64_t to_stride) {
+  int64_t tile = px_tile_size(dim), row = 0, step = all_visible(r, prefix, from, n) ? n : BLOCK;
+  for (int64_t j = 0; j < n; j += step) {
+    if (step != n) row = first_row(r, from + j - prefix, row);
+    product(n - j < step ? n - j : step, dim, r->count - row, weight + j * tile + row, tile, 1, x + row * dim, dim,
+            to + j * to_stride, to_stride, true);
+  }
+}
+
 bool px_tile_reached(const px_tile_rows *r, int64_t prefix, int64_t from, int64_t n) {
   return from < prefix || (from < prefix + r->max_end && from + n > prefix + r->min_first);
 }
 
 void px_tile_mask(const px_tile_rows *r, int64_t prefix, int64_t from, int64_t n, float *s, int64_t s_row) {
-  if (from + n <= prefix + r->min_end && (r->max_first == 0 || from >= prefix + r->max_first || from + n <= prefix))
+  if (all_visible(r, prefix, from, n) && (r->max_first == 0 || from >= prefix + r->max_first || from + n <= prefix))
     return;
   for (int64_t j = from < prefix ? prefix - from : 0; j < n; j++) {
     int32_t own = (int32_t)(from + j - prefix);

@@ -41,16 +41,26 @@ px_tile_keys px_tile_dense_keys(const px_attn_shape *s, int32_t seq, int64_t hea
 const px_kv_segment *px_tile_segment(const px_attn_shape *s, int32_t seq);
 /* Rows [block * tile, ...) of the `queries` queries, which start at row q0 of q. */
 void px_tile_rows_set(px_tile_rows *r, const px_tile_keys *y, int64_t block, int64_t q0, int64_t queries);
-/* Keys or values [from, from + n) -> out[n][stride], float32, padded. */
-void px_tile_load_keys(const px_tile_keys *y, int64_t from, int64_t n, bool values, float *out);
+/* Keys or values [from, from + n) as [n][*stride], float32, padded: as they lie where they are like that, else a copy in
+ * `copy`. */
+const float *px_tile_keys_at(const px_tile_keys *y, int64_t from, int64_t n, bool values, float *copy, int64_t *stride);
 /* Rows of a [rows, heads, dim] tensor -> out[padded][stride], float32; rows from count on are zero. */
 void px_tile_load_rows(const px_tile_rows *r, const void *x, int64_t x_stride, const px_attn_shape *s, float *out);
 /* out[dim][tile] = scale * in[padded][stride], as px_tile_load_rows fills it; up to three rows more of out are written.
  */
 void px_tile_transpose(const px_tile_rows *r, int64_t dim, float scale, const float *in, float *out);
-/* c[m][n] (+)= sum_k a[m * a_row + k * a_col] b[k * b_row + n]; n is a multiple of PX_TILE_ALIGN. */
-void px_tile_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b,
-                     int64_t b_row, float *c, int64_t c_row, bool accumulate);
+/* The three products of a tile of rows and the keys [from, from + n) of the key index. Pairs that the mask hides are left
+ * out where a block of them has no other: what they would add is zero.
+ *   px_tile_scores:   out[key][row] = <keys[key], row>, rows_t as px_tile_transpose makes it; hidden ones are anything
+ *                     finite
+ *   px_tile_sum_keys: out[row] += sum over keys of weight[key][row] keys[key]
+ *   px_tile_sum_rows: to[key] += sum over rows of weight[key][row] x[row]; dim is a multiple of PX_TILE_ALIGN */
+void px_tile_scores(const px_tile_rows *r, int64_t prefix, int64_t from, int64_t n, int64_t dim, const float *keys,
+                    int64_t key_stride, const float *rows_t, float *out);
+void px_tile_sum_keys(const px_tile_rows *r, int64_t prefix, int64_t from, int64_t n, int64_t dim, const float *weight,
+                      const float *keys, int64_t key_stride, float *out);
+void px_tile_sum_rows(const px_tile_rows *r, int64_t prefix, int64_t from, int64_t n, int64_t dim, const float *weight,
+                      const float *x, float *to, int64_t to_stride);
 /* Does any row see any of the keys [from, from + n), and does every row see all of them? */
 bool px_tile_reached(const px_tile_rows *r, int64_t prefix, int64_t from, int64_t n);
 /* Sets s[key][row] to -infinity where the row does not see the key. */

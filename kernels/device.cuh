@@ -4,6 +4,7 @@
  * these names its own meaning, so kernels use nothing of CUDA's that is not named here.
  *
  *   PX_KERNEL(bounds) name(...)        a kernel; bounds: the largest block it is launched with
+ *   PX_KERNEL_BLOCKS(bounds, blocks)   the same, with registers for so many blocks at once
  *   PX_SHARED(type, name, count)       static shared memory: an array
  *   PX_DYNAMIC_SHARED(type, name)      the launch's dynamic shared memory, aligned to 16 bytes
  *   PX_LAUNCH(kernel, grid, block, shared_bytes, stream, args...)
@@ -21,6 +22,7 @@
 #else
 #include <cuda_runtime.h>
 #define PX_KERNEL(bounds) __global__ void __launch_bounds__(bounds, 1)
+#define PX_KERNEL_BLOCKS(bounds, blocks) __global__ void __launch_bounds__(bounds, blocks)
 #define PX_DEVICE static __device__ __forceinline__
 #define PX_SHARED(type, name, count) __shared__ type name[count]
 #define PX_DYNAMIC_SHARED(type, name)                                 \

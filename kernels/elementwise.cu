@@ -42,13 +42,14 @@ dropout_kernel(px_dropout_args a) {
   const T *x = static_cast<const T *>(a.x) + blockIdx.x * a.x_stride;
   T *y = static_cast<T *>(a.y) + blockIdx.x * a.y_stride;
   float keep = 1.0f / (1.0f - a.p);
+  uint32_t step = a.step_at ? (uint32_t)*a.step_at : a.step;
   uint64_t index = a.index0 + (uint64_t)blockIdx.x * (uint64_t)a.dim;
   for (int64_t i = px_first_word() * N; i < a.dim; i += px_words_apart() * N) {
     float u[N];
     px_load<N>(x + i, u);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      float drawn = px_uniform(px_philox(a.seed, a.stream, a.step, index + (uint64_t)(i + j)).v[0]);
+      float drawn = px_uniform(px_philox(a.seed, a.stream, step, index + (uint64_t)(i + j)).v[0]);
       u[j] = drawn >= a.p ? u[j] * keep : 0.0f;
     }
     px_store<N>(y + i, u);

@@ -39,6 +39,7 @@ typedef struct px_dropout_args {
   float p;
   uint64_t seed, index0;
   uint32_t stream, step;
+  const int64_t *step_at; /* where given, the step stands there, in backend memory: known only when it is done */
   const void *x;
   void *y;
 } px_dropout_args;

@@ -112,6 +112,7 @@ int px_scale_cpu(const px_scale_args *a) {
 
 int px_dropout_cpu(const px_dropout_args *a) {
   float keep = 1.0f / (1.0f - a->p);
+  uint32_t step = a->step_at ? (uint32_t)*a->step_at : a->step;
   EACH_PIECE(a) {
     PIECE(a);
     float x[PX_PIECE];
@@ -119,7 +120,7 @@ int px_dropout_cpu(const px_dropout_args *a) {
     uint64_t index = a->index0 + (uint64_t)(t * a->dim + from);
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
-      float kept = x[i] * keep, drawn = px_uniform(px_philox(a->seed, a->stream, a->step, index + (uint64_t)i).v[0]);
+      float kept = x[i] * keep, drawn = px_uniform(px_philox(a->seed, a->stream, step, index + (uint64_t)i).v[0]);
       x[i] = drawn >= a->p ? kept : 0.0f;
     }
     px_store_row(a->y, a->dtype, t * a->y_stride + from, n, x);

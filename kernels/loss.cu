@@ -6,6 +6,16 @@
 
 enum { LOSS_THREADS = 512 };
 
+/* A row that only fills the batch up. */
+template <typename T, int N>
+PX_DEVICE float no_loss(const px_loss_args &a, T *z, int64_t whole) {
+  if (!a.write_grad) return 0;
+  float zeros[N] = {0};
+  for (int64_t i = (int64_t)threadIdx.x * N; i < whole; i += LOSS_THREADS * N) px_store<N>(z + i, zeros);
+  for (int64_t i = whole + threadIdx.x; i < a.vocab; i += LOSS_THREADS) z[i] = px_from_float<T>(0);
+  return 0;
+}
+
 /* One row; its loss, in every thread. */
 template <typename T, int N>
 PX_DEVICE float row_loss(const px_loss_args &a, int64_t t, float *scratch) {
@@ -13,6 +23,7 @@ PX_DEVICE float row_loss(const px_loss_args &a, int64_t t, float *scratch) {
   int32_t target = a.targets[t];
   int64_t whole = a.vocab / N * N; /* what words cover */
   float best = -INFINITY, sum = 0;
+  if (target == PX_NO_TARGET) return no_loss<T, N>(a, z, whole);
   if (target < 0 || target >= a.vocab) return NAN;
   for (int64_t i = (int64_t)threadIdx.x * N; i < whole; i += LOSS_THREADS * N) {
     float x[N];

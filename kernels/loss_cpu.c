@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernels/loss.h"
+
+#include <string.h>
+
 #include "kernels/math_cpu.h"
 
 const char *px_loss_check(const px_loss_args *a) {
@@ -70,6 +73,12 @@ static void write_gradient(const px_loss_args *a, int64_t at, float best, float 
 static float row_loss(const px_loss_args *a, int64_t t) {
   int64_t at = t * a->stride;
   int32_t target = a->targets[t];
+  if (target == PX_NO_TARGET) {
+    size_t element = px_dtype_bytes(a->dtype, 1);
+    if (a->write_grad) memset((char *)a->logits + (size_t)at * element, 0, (size_t)a->vocab * element);
+    return 0;
+  }
+  if (target < 0 || target >= a->vocab) return NAN;
   float best = largest(a, at);
   if (!isfinite(best)) return NAN;
   float wanted = px_get(a->logits, a->dtype, at + target),
@@ -84,8 +93,7 @@ int px_loss_cpu(const px_loss_args *a) {
     int64_t count = a->rows - first < ROWS ? a->rows - first : ROWS;
     float losses[ROWS];
 #pragma omp parallel for schedule(static) if (count * a->vocab >= PX_PARALLEL_MIN)
-    for (int64_t i = 0; i < count; i++)
-      losses[i] = a->targets[first + i] >= 0 && a->targets[first + i] < a->vocab ? row_loss(a, first + i) : NAN;
+    for (int64_t i = 0; i < count; i++) losses[i] = row_loss(a, first + i);
     for (int64_t i = 0; i < count; i++) {
       if (a->row_loss) a->row_loss[first + i] = losses[i];
       if (a->loss_sum) a->loss_sum[a->group ? a->group[first + i] * a->loss_stride : 0] += (double)losses[i];

@@ -27,7 +27,10 @@ PX_KERNEL(OPT_THREADS) judge_kernel(px_adamw_args a) {
   px_group *group = &a.groups[g];
   double n = (double)group->tokens, norm = sqrt(group->sum_sq) / n;
   group->grad_norm = (float)norm;
-  group->skipped = !(group->tokens > 0 && isfinite(norm) && isfinite(group->loss_sum / n));
+  if (group->skipped == PX_BAD_STEP) return;
+  group->skipped = group->tokens <= 0                                ? PX_NOTHING_TO_DO
+                   : isfinite(norm) && isfinite(group->loss_sum / n) ? PX_STEP_DONE
+                                                                     : PX_BAD_STEP;
 }
 
 /* What is the same for all elements of a tensor. */

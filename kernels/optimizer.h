@@ -2,11 +2,13 @@
  * Sum of squares and AdamW (Loshchilov and Hutter 2019) over a whole list of tensors, per group.
  * Gradients are float32 sums over labelled tokens; the division by their number n happens here, once.
  *   sum_sq: group.sum_sq = sum over the group's tensors and elements of g^2 (float64, fixed order; assigned)
- *   adamw:  norm = sqrt(group.sum_sq) / n; group.grad_norm = norm; if group.loss_sum / n or norm is not finite, or n ==
- * 0: group.skipped = 1 and every tensor of the group stays untouched. Else group.skipped = 0, and with c = clip > 0 ?
- * min(1, clip / (norm + 1e-6)) : 1,  g = c * grad / n,  t = group.step + 1, lr = group.lr * lr_scale: m = b1 m + (1 -
- * b1) g,  v = b2 v + (1 - b2) g^2, value -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * value);
- * then group.step = t. A division by 1 - b^t is a product with 1 / (1 - b^t). What is the same for a whole tensor (c /
+ *   adamw:  norm = sqrt(group.sum_sq) / n; group.grad_norm = norm. A group is passed over, and every tensor of it stays
+ * untouched, where n == 0 (group.skipped = PX_NOTHING_TO_DO), where group.loss_sum / n or norm is not finite (group.skipped =
+ * PX_BAD_STEP), and as long as the host leaves PX_BAD_STEP there: steps that were asked for before anyone saw it change
+ * nothing. Else group.skipped = PX_STEP_DONE, and with c = clip > 0 ? min(1, clip / (norm + 1e-6)) : 1,  g = c * grad / n,
+ * t = group.step + 1, lr = group.lr * lr_scale: m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,
+ * value -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * value); then group.step = t.
+ * A division by 1 - b^t is a product with 1 / (1 - b^t). What is the same for a whole tensor (c /
  * n, those factors) is float64, rounded once; element arithmetic is float32 in the order written. Shapes: every tensor
  * `count` elements, dense float32; tensors do not overlap. Determinism: parts of fixed length, summed in order, tensors
  * in the order of the list: the bits do not depend on the number of threads. */
@@ -17,6 +19,8 @@
 #include "kernels/cost.h"
 
 PX_C_BEGIN
+
+enum { PX_STEP_DONE = 0, PX_NOTHING_TO_DO, PX_BAD_STEP }; /* px_group.skipped */
 
 /* Lives in backend memory; the host writes lr and tokens before a step and reads the rest after it. */
 typedef struct px_group {

@@ -114,7 +114,10 @@ int px_adamw_cpu(const px_adamw_args *a) {
     px_group *group = &a->groups[g];
     double n = (double)group->tokens, norm = sqrt(group->sum_sq) / n;
     group->grad_norm = (float)norm;
-    group->skipped = !(group->tokens > 0 && isfinite(norm) && isfinite(group->loss_sum / n));
+    if (group->skipped == PX_BAD_STEP) continue;
+    group->skipped = group->tokens <= 0                                ? PX_NOTHING_TO_DO
+                     : isfinite(norm) && isfinite(group->loss_sum / n) ? PX_STEP_DONE
+                                                                       : PX_BAD_STEP;
   }
   for (int32_t i = 0; i < a->tensor_count; i++) {
     const px_opt_tensor *t = &a->tensors[i];

@@ -143,3 +143,62 @@ void px_backend_copy(px_backend *be, void *dst, const void *src, size_t bytes) {
 }
 void px_backend_zero(px_backend *be, void *dst, size_t bytes) { SERVICE(zero(be, dst, bytes), "zero"); }
 void px_backend_wait(px_backend *be) { SERVICE(wait(be), "wait"); }
+
+/* ---- queues and recordings ---- */
+
+void *px_backend_host_alloc(px_backend *be, size_t bytes) {
+  if (be->failure.status != PX_OK) return NULL;
+  void *p = be->ops->host_alloc(be, bytes ? bytes : 1);
+  if (!p)
+    px_fail(&be->failure, PX_NO_MEMORY, "%s backend: cannot allocate %.1f MB of host memory", be->name, (double)bytes / 1e6);
+  return p;
+}
+
+void px_backend_host_free(px_backend *be, void *p) {
+  if (p) be->ops->host_free(be, p);
+}
+
+px_event *px_backend_event(px_backend *be) {
+  if (be->failure.status != PX_OK) return NULL;
+  px_event *event = NULL;
+  int code = be->ops->event_new(be, &event);
+  if (code) call_failed(be, "a new event", code);
+  return code ? NULL : event;
+}
+
+void px_backend_event_free(px_backend *be, px_event *event) {
+  if (event) be->ops->event_free(be, event);
+}
+
+void px_backend_send(px_backend *be, px_queue queue, void *dst, const void *host, size_t bytes) {
+  SERVICE(send(be, queue, dst, host, bytes), "send");
+}
+void px_backend_fetch(px_backend *be, px_queue queue, void *host, const void *src, size_t bytes) {
+  SERVICE(fetch(be, queue, host, src, bytes), "fetch");
+}
+void px_backend_mark(px_backend *be, px_queue queue, px_event *event) { SERVICE(mark(be, queue, event), "mark"); }
+void px_backend_after(px_backend *be, px_queue queue, px_event *event) { SERVICE(after(be, queue, event), "after"); }
+void px_backend_reach(px_backend *be, px_event *event) { SERVICE(reach(be, event), "reach"); }
+
+bool px_backend_can_record(const px_backend *be) { return be->ops->record != NULL; }
+void px_backend_record(px_backend *be) {
+  SERVICE(record(be), "record");
+  be->recording = code == 0;
+}
+
+px_recording *px_backend_recorded(px_backend *be) {
+  px_recording *made = NULL;
+  if (!be->recording) return NULL;
+  be->recording = false;
+  int code = be->ops->recorded(be, &made);
+  if (code) call_failed(be, "recorded", code);
+  if (be->failure.status == PX_OK) return made;
+  px_backend_recording_free(be, made);
+  return NULL;
+}
+
+void px_backend_replay(px_backend *be, px_recording *recording) { SERVICE(replay(be, recording), "replay"); }
+
+void px_backend_recording_free(px_backend *be, px_recording *recording) {
+  if (recording) be->ops->recording_free(be, recording);
+}

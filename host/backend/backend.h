@@ -55,6 +55,12 @@
 
 typedef struct px_backend px_backend;
 
+/* Operations and the plain services run in order in COMPUTE; COPY runs beside it, ordered by events alone. Where a backend
+ * has no queues (the CPU), everything is done when it is asked for. */
+typedef enum px_queue { PX_QUEUE_COMPUTE, PX_QUEUE_COPY } px_queue;
+typedef struct px_event px_event;         /* a place in a queue */
+typedef struct px_recording px_recording; /* operations of COMPUTE with their arguments; memory they name must live */
+
 typedef struct px_backend_ops {
 #define PX_SLOT(slot, args, check) int (*slot)(px_backend * be, const args *a);
   PX_OPERATIONS(PX_SLOT)
@@ -67,8 +73,22 @@ typedef struct px_backend_ops {
   int (*read)(px_backend *be, void *host, const void *src, size_t bytes); /* waits for the bytes */
   int (*copy)(px_backend *be, void *dst, const void *src, size_t bytes);
   int (*zero)(px_backend *be, void *dst, size_t bytes);
-  int (*wait)(px_backend *be);
+  int (*wait)(px_backend *be); /* for all queues */
   const char *(*error_text)(px_backend *be, int code);
+  /* Work beside work (see px_queue), and work that is asked for once and done many times. */
+  void *(*host_alloc)(px_backend *be, size_t bytes);
+  void (*host_free)(px_backend *be, void *p);
+  int (*event_new)(px_backend *be, px_event **out);
+  void (*event_free)(px_backend *be, px_event *event);
+  int (*send)(px_backend *be, px_queue queue, void *dst, const void *host, size_t bytes);
+  int (*fetch)(px_backend *be, px_queue queue, void *host, const void *src, size_t bytes);
+  int (*mark)(px_backend *be, px_queue queue, px_event *event);
+  int (*after)(px_backend *be, px_queue queue, px_event *event);
+  int (*reach)(px_backend *be, px_event *event);
+  int (*record)(px_backend *be); /* these four: NULL where nothing can be recorded */
+  int (*recorded)(px_backend *be, px_recording **out);
+  int (*replay)(px_backend *be, px_recording *recording);
+  void (*recording_free)(px_backend *be, px_recording *recording);
 } px_backend_ops;
 
 enum {
@@ -100,6 +120,8 @@ struct px_backend {
   px_log log;
   px_error failure; /* the first one; status PX_OK: none */
   void *own;        /* the backend's own state */
+  void *stream;     /* the device's own handle of COMPUTE; NULL where there is none */
+  bool recording;   /* between px_backend_record and px_backend_recorded */
   bool profile;
   px_pack pack_weights;
   double op_seconds[PX_OP_COUNT]; /* where profile is on */
@@ -141,5 +163,27 @@ void px_backend_read(px_backend *be, void *host, const void *src, size_t bytes);
 void px_backend_copy(px_backend *be, void *dst, const void *src, size_t bytes);
 void px_backend_zero(px_backend *be, void *dst, size_t bytes);
 void px_backend_wait(px_backend *be);
+
+/* Host memory that send and fetch need not wait for (pinned). NULL when memory is out; that sticks. */
+void *px_backend_host_alloc(px_backend *be, size_t bytes);
+void px_backend_host_free(px_backend *be, void *p); /* NULL is fine; after the queues have done with it */
+px_event *px_backend_event(px_backend *be);         /* NULL: failed, and that sticks */
+void px_backend_event_free(px_backend *be, px_event *event); /* NULL is fine */
+/* Like write and read, in a queue, and nobody waits: `host` is of px_backend_host_alloc and stays as it is until an event
+ * marked after the call is reached. */
+void px_backend_send(px_backend *be, px_queue queue, void *dst, const void *host, size_t bytes);
+void px_backend_fetch(px_backend *be, px_queue queue, void *host, const void *src, size_t bytes);
+/* mark: the event is where all that the queue was given so far is done. after: what the queue is given from now on waits
+ * for the event. reach: the caller waits for it. An event that was never marked is reached. */
+void px_backend_mark(px_backend *be, px_queue queue, px_event *event);
+void px_backend_after(px_backend *be, px_queue queue, px_event *event);
+void px_backend_reach(px_backend *be, px_event *event);
+/* From `record` to `recorded` what COMPUTE is given (operations, copy, zero; nothing else) is not done but kept. A failure
+ * in between sticks, and px_backend_recorded then gives NULL; it must be called all the same. */
+bool px_backend_can_record(const px_backend *be);
+void px_backend_record(px_backend *be);
+px_recording *px_backend_recorded(px_backend *be);
+void px_backend_replay(px_backend *be, px_recording *recording);
+void px_backend_recording_free(px_backend *be, px_recording *recording); /* NULL is fine */
 
 #endif

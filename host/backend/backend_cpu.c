@@ -3,9 +3,12 @@
 #include <limits.h>
 #include <omp.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "backend/backend.h"
 #include "backend/gemm_product.h"
+
+enum { HUGE_PAGE = 2 << 20 };
 
 /* The number of threads belongs to the thread that calls, and a backend may move between threads. */
 static void use_threads(const px_backend *be) {
@@ -60,9 +63,15 @@ static void cpu_close(px_backend *be) {
   free(be);
 }
 
+/* Large blocks are asked for in huge pages: rows of activations lie pages apart, so that with small pages every row of
+ * every tensor costs a walk through the page tables. Asking is all it is; a kernel without them says no. */
 static void *cpu_alloc(px_backend *be, size_t bytes) {
   (void)be;
-  return bytes > PTRDIFF_MAX - 64 ? NULL : aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+  if (bytes > PTRDIFF_MAX - HUGE_PAGE) return NULL;
+  void *p = NULL; /* aligned_alloc would want a whole number of huge pages */
+  if (posix_memalign(&p, bytes < HUGE_PAGE ? 64 : HUGE_PAGE, (bytes + 63) & ~(size_t)63)) return NULL;
+  if (bytes >= HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE);
+  return p;
 }
 
 static void cpu_free(px_backend *be, void *p, size_t bytes) {
@@ -87,6 +96,47 @@ static int cpu_wait(px_backend *be) {
   return 0;
 }
 
+/* One thread, one order: everything is done when it is asked for, and nothing is recorded. */
+static void *cpu_host_alloc(px_backend *be, size_t bytes) {
+  (void)be;
+  return bytes > PTRDIFF_MAX - 64 ? NULL : aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+}
+
+static void cpu_host_free(px_backend *be, void *p) {
+  (void)be;
+  free(p);
+}
+
+static int cpu_event_new(px_backend *be, px_event **out) {
+  static char place; /* events need nothing but to be there */
+  (void)be;
+  *out = (px_event *)&place;
+  return 0;
+}
+
+static void cpu_event_free(px_backend *be, px_event *event) {
+  (void)be;
+  (void)event;
+}
+
+static int cpu_queue_move(px_backend *be, px_queue queue, void *dst, const void *src, size_t bytes) {
+  (void)queue;
+  return cpu_move(be, dst, src, bytes);
+}
+
+static int cpu_queue_event(px_backend *be, px_queue queue, px_event *event) {
+  (void)be;
+  (void)queue;
+  (void)event;
+  return 0;
+}
+
+static int cpu_reach(px_backend *be, px_event *event) {
+  (void)be;
+  (void)event;
+  return 0;
+}
+
 /* Once arguments are checked, what can fail is the product, whose codes are made negative, and indices in memory. */
 static const char *cpu_error_text(px_backend *be, int code) {
   (void)be;
@@ -106,6 +156,15 @@ static const px_backend_ops cpu_ops = {
     .zero = cpu_zero,
     .wait = cpu_wait,
     .error_text = cpu_error_text,
+    .host_alloc = cpu_host_alloc,
+    .host_free = cpu_host_free,
+    .event_new = cpu_event_new,
+    .event_free = cpu_event_free,
+    .send = cpu_queue_move,
+    .fetch = cpu_queue_move,
+    .mark = cpu_queue_event,
+    .after = cpu_queue_event,
+    .reach = cpu_reach,
 };
 
 enum { MOST_THREADS = 1024 }; /* the OpenMP runtime crashes where it cannot start them */

@@ -5,21 +5,12 @@
 #include <stdlib.h>
 
 #include "backend/backend_cuda.h"
-#include "backend/gemm_cublaslt.h"
+#include "backend/cuda_state.h"
 
 enum { OLDEST_DEVICE = 80 }; /* Ampere: bfloat16 and asynchronous copies */
 
-typedef struct cuda_state {
-  int device;
-  cudaStream_t stream;
-  px_lt *lt;
-  char name[320], products[64];
-} cuda_state;
-
-static cuda_state *own(const px_backend *be) { return be->own; }
-
 #define LAUNCH(slot, args) \
-  static int slot(px_backend *be, const args *a) { return px_##slot##_cuda(a, own(be)->stream); }
+  static int slot(px_backend *be, const args *a) { return px_##slot##_cuda(a, px_cuda_own(be)->stream); }
 LAUNCH(embed_fwd, px_embed_fwd_args)
 LAUNCH(embed_bwd, px_embed_bwd_args)
 LAUNCH(norm_fwd, px_norm_fwd_args)
@@ -45,12 +36,15 @@ LAUNCH(kv_write, px_kv_write_args)
 LAUNCH(sample, px_sample_args)
 #undef LAUNCH
 
-static int lora_by_id(px_backend *be, const px_lora_args *a) { return px_lora_cuda(a, own(be)->stream); }
-static int gemm(px_backend *be, const px_gemm_args *a) { return px_lt_gemm(own(be)->lt, a, own(be)->stream); }
+static int lora_by_id(px_backend *be, const px_lora_args *a) { return px_lora_cuda(a, px_cuda_own(be)->stream); }
+static int gemm(px_backend *be, const px_gemm_args *a) {
+  return px_lt_gemm(px_cuda_own(be)->lt, a, px_cuda_own(be)->stream);
+}
 
 static void cuda_close(px_backend *be) {
-  cuda_state *s = own(be);
+  px_cuda_state *s = px_cuda_own(be);
   px_lt_close(s->lt);
+  if (s->copies) cudaStreamDestroy(s->copies);
   if (s->stream) cudaStreamDestroy(s->stream);
   free(s);
   free(be);
@@ -71,23 +65,26 @@ static void cuda_free(px_backend *be, void *p, size_t bytes) {
 }
 
 static int cuda_write(px_backend *be, void *dst, const void *host, size_t bytes) {
-  return (int)cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, own(be)->stream);
+  return (int)cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, px_cuda_own(be)->stream);
 }
 
 static int cuda_read(px_backend *be, void *host, const void *src, size_t bytes) {
-  cudaError_t e = cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, own(be)->stream);
-  return (int)(e != cudaSuccess ? e : cudaStreamSynchronize(own(be)->stream));
+  cudaError_t e = cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, px_cuda_own(be)->stream);
+  return (int)(e != cudaSuccess ? e : cudaStreamSynchronize(px_cuda_own(be)->stream));
 }
 
 static int cuda_copy(px_backend *be, void *dst, const void *src, size_t bytes) {
-  return (int)cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, own(be)->stream);
+  return (int)cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, px_cuda_own(be)->stream);
 }
 
 static int cuda_zero(px_backend *be, void *dst, size_t bytes) {
-  return (int)cudaMemsetAsync(dst, 0, bytes, own(be)->stream);
+  return (int)cudaMemsetAsync(dst, 0, bytes, px_cuda_own(be)->stream);
 }
 
-static int cuda_wait(px_backend *be) { return (int)cudaStreamSynchronize(own(be)->stream); }
+static int cuda_wait(px_backend *be) {
+  cudaError_t e = cudaStreamSynchronize(px_cuda_own(be)->copies);
+  return (int)(e != cudaSuccess ? e : cudaStreamSynchronize(px_cuda_own(be)->stream));
+}
 
 static const char *cuda_error_text(px_backend *be, int code) {
   (void)be;
@@ -107,7 +104,31 @@ static const px_backend_ops cuda_ops = {
     .zero = cuda_zero,
     .wait = cuda_wait,
     .error_text = cuda_error_text,
+    .host_alloc = px_cuda_host_alloc,
+    .host_free = px_cuda_host_free,
+    .event_new = px_cuda_event_new,
+    .event_free = px_cuda_event_free,
+    .send = px_cuda_send,
+    .fetch = px_cuda_fetch,
+    .mark = px_cuda_mark,
+    .after = px_cuda_after,
+    .reach = px_cuda_reach,
+    .record = px_cuda_record,
+    .recorded = px_cuda_recorded,
+    .replay = px_cuda_replay,
+    .recording_free = px_cuda_recording_free,
 };
+
+static const char *launch_error(int code) { return cudaGetErrorString((cudaError_t)code); }
+
+const px_cuda_attention *px_cuda_attention_calls(void) {
+  static const px_cuda_attention calls = {.fwd = px_attn_fwd_cuda,
+                                          .bwd = px_attn_bwd_cuda,
+                                          .decode = px_attn_decode_cuda,
+                                          .kv_write = px_kv_write_cuda,
+                                          .error_text = launch_error};
+  return &calls;
+}
 
 /* Driver and device are there and new enough. */
 static px_status check_device(int device, px_error *err) {
@@ -142,7 +163,7 @@ px_status px_backend_open_cuda(int device, const px_backend_options *options, px
   *out = NULL;
   PX_TRY(check_device(device, err));
   px_backend *be = calloc(1, sizeof *be);
-  cuda_state *s = calloc(1, sizeof *s);
+  px_cuda_state *s = calloc(1, sizeof *s);
   if (!be || !s) {
     free(be);
     free(s);
@@ -158,9 +179,11 @@ px_status px_backend_open_cuda(int device, const px_backend_options *options, px
   s->device = device;
   snprintf(be->device, sizeof be->device, "cuda:%d", device);
   cudaError_t e = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
+  if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&s->copies, cudaStreamNonBlocking);
   px_status status =
       e == cudaSuccess ? PX_OK
                        : px_fail(err, PX_NO_DEVICE, "device cuda:%d does not start: %s", device, cudaGetErrorString(e));
+  be->stream = s->stream;
   if (status == PX_OK) status = px_lt_open(be, &s->lt, err);
   if (status != PX_OK) {
     px_backend_close(be);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "backend/backend_cuda.h"
 
+const px_cuda_attention *px_cuda_attention_calls(void) { return NULL; }
+
 px_status px_backend_open_cuda(int device, const px_backend_options *options, px_backend **out, px_error *err) {
   (void)options;
   *out = NULL;

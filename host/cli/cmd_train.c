@@ -46,6 +46,7 @@ static const cli_option options[] = {
     {CLI_TEXT, "config", "FILE", "Take all settings from a run.json; options given beside it win.", NULL, &config, NULL},
     {CLI_FLAG, "no-fingerprint", NULL, "Write the adapter byte for byte as PEFT does, without saying which model it belongs to.", NULL, &o.no_fingerprint, NULL},
     {CLI_FLAG, "force", NULL, "Replace a run that is in --out.", NULL, &o.force, NULL},
+    {CLI_FLAG, "no-graph", NULL, "On a GPU: launch every operation by itself instead of replaying recorded steps. Slower, same result; for profilers and for looking into a failure.", NULL, &o.no_graph, NULL},
     CLI_DATA_OPTIONS(o.rows),
     CLI_COMMON_OPTIONS,
     {0},
@@ -117,7 +118,7 @@ static bool exists(const char *dir, const char *name) {
 /* A run keeps its settings: one that is given again beside --resume would be lost in silence. */
 static int refuse_other_settings(const char *dir) {
   static const char *const may[] = {"resume",     "model",      "steps",    "epochs", "patience", "eval-every", "save-every",
-                                    "stop-after", "max-time",   "device",   "threads", "json",    "quiet",      "verbose"};
+                                    "stop-after", "max-time",   "device",   "threads", "json",    "quiet",      "verbose", "no-graph"};
   for (const cli_option *each = options; each->name; each++) {
     bool allowed = each->kind == CLI_SECTION || !cli_given(&cli_train, each->name);
     for (size_t i = 0; !allowed && i < sizeof may / sizeof *may; i++) allowed = strcmp(may[i], each->name) == 0;
@@ -162,7 +163,7 @@ static bool same_value(const cli_option *option, const pfx_train_options *from) 
 
 /* The same command again is what --resume auto is for; one with other settings would lose them in silence. */
 static int refuse_changed_settings(const char *dir) {
-  static const char *const may[] = {"steps", "epochs", "patience", "eval-every", "save-every", "stop-after", "max-time", "template"};
+  static const char *const may[] = {"steps", "epochs", "patience", "eval-every", "save-every", "stop-after", "max-time", "template", "no-graph"};
   pfx_error err = {0};
   pfx_train_options from;
   char *model_path = NULL;

@@ -9,7 +9,7 @@
 static int64_t q_width(const px_config *c) { return (int64_t)c->heads * c->head_dim; }
 static int64_t kv_width(const px_config *c) { return (int64_t)c->kv_heads * c->head_dim; }
 
-px_status px_stack_begin(px_stack *s, const px_batch *b, px_error *err) {
+px_status px_stack_check(const px_stack *s, const px_batch *b, px_error *err) {
   const px_plan_request *r = &s->buffers->plan.request;
   if (b->tokens > r->tokens || b->seqs > r->seqs || b->labels > r->labels)
     return px_fail(err, PX_INVALID, "a batch of %d tokens, %d rows, %d labels exceeds the plan of %lld, %lld, %lld",
@@ -17,6 +17,24 @@ px_status px_stack_begin(px_stack *s, const px_batch *b, px_error *err) {
   for (int32_t t = 0; t < b->tokens; t++)
     if (b->positions[t] < 0 || b->positions[t] >= r->positions)
       return px_fail(err, PX_INVALID, "position %d exceeds the plan of %lld", b->positions[t], (long long)r->positions);
+  return PX_OK;
+}
+
+void px_stack_bind(px_stack *s, int32_t tokens, int32_t seqs, int32_t labels) {
+  const px_buffers *d = s->buffers;
+  s->batch = (px_batch){.tokens = tokens,
+                        .seqs = seqs,
+                        .labels = labels,
+                        .ids = d->ids,
+                        .positions = d->positions,
+                        .offsets = d->offsets,
+                        .adapter = d->adapter,
+                        .label_rows = d->label_rows,
+                        .targets = d->targets};
+}
+
+px_status px_stack_begin(px_stack *s, const px_batch *b, px_error *err) {
+  PX_TRY(px_stack_check(s, b, err));
   px_buffers *d = s->buffers;
   size_t tokens = (size_t)b->tokens * 4, labels = (size_t)b->labels * 4;
   px_backend_write(s->be, d->ids, b->ids, tokens);
@@ -26,16 +44,10 @@ px_status px_stack_begin(px_stack *s, const px_batch *b, px_error *err) {
   if (b->labels) px_backend_write(s->be, d->label_rows, b->label_rows, labels);
   if (b->targets && b->labels) px_backend_write(s->be, d->targets, b->targets, labels);
   if (b->label_group && b->labels) px_backend_write(s->be, d->label_group, b->label_group, labels);
-  s->batch = (px_batch){.tokens = b->tokens,
-                        .seqs = b->seqs,
-                        .labels = b->labels,
-                        .ids = d->ids,
-                        .positions = d->positions,
-                        .offsets = d->offsets,
-                        .adapter = b->adapter ? d->adapter : NULL,
-                        .label_rows = d->label_rows,
-                        .targets = b->targets ? d->targets : NULL,
-                        .label_group = b->label_group ? d->label_group : NULL};
+  px_stack_bind(s, b->tokens, b->seqs, b->labels);
+  if (!b->adapter) s->batch.adapter = NULL;
+  if (!b->targets) s->batch.targets = NULL;
+  if (b->label_group) s->batch.label_group = d->label_group;
   return PX_OK;
 }
 

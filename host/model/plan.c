@@ -67,6 +67,8 @@ static void place_all(layout *l, const px_config *c, const px_plan_request *r, p
                          .head_dim = c->head_dim,
                          .seqs = (int32_t)r->seqs,
                          .mask = PX_MASK_CAUSAL};
+  size_t batch = l->used;
+  b->batch = b->control = place(l, "batch", 1, sizeof *b->control);
   b->ids = place(l, "batch", t, 4);
   b->positions = place(l, "batch", t, 4);
   b->offsets = place(l, "batch", r->seqs + 1, 4);
@@ -74,6 +76,7 @@ static void place_all(layout *l, const px_config *c, const px_plan_request *r, p
   b->label_rows = place(l, "batch", r->labels, 4);
   b->targets = place(l, "batch", r->labels, 4);
   b->label_group = place(l, "batch", r->labels, 4);
+  b->batch_bytes = l->used - batch;
   if (!c->learned_positions) {
     b->cos_table = place(l, "rotary tables", r->positions * (c->head_dim / 2), 4);
     b->sin_table = place(l, "rotary tables", r->positions * (c->head_dim / 2), 4);
@@ -88,7 +91,7 @@ static void place_all(layout *l, const px_config *c, const px_plan_request *r, p
   b->n = place(l, "layer scratch", t * c->dim, e);
   b->proj = place(l, "layer scratch", t * c->dim, e);
   b->act = place(l, "layer scratch", t * c->ffn_dim, e);
-  if (r->decode) b->decode_workspace = place(l, "attention workspace", (int64_t)px_attn_decode_workspace(&shape, t), 1);
+  if (r->decode) b->decode_workspace = place(l, "attention workspace", (int64_t)px_attn_decode_workspace(&shape, r->seqs), 1);
   b->head_x = place(l, "labelled rows", r->labels * c->dim, e);
   b->head_n = place(l, "labelled rows", r->labels * c->dim, e);
   b->head_rstd = place(l, "labelled rows", r->labels, 4);
@@ -153,7 +156,9 @@ px_status px_buffers_open(const px_config *config, px_backend *be, const px_plan
   px_backend_write(be, b->cos_table, tables, bytes);
   px_backend_write(be, b->sin_table, sines, bytes);
   free(tables);
-  return px_backend_status(be, err);
+  px_status status = px_backend_status(be, err);
+  if (status != PX_OK) px_buffers_close(b, be);
+  return status;
 }
 
 void px_buffers_close(px_buffers *b, px_backend *be) {

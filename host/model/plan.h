@@ -15,7 +15,7 @@ typedef struct px_plan_request {
   int64_t segment_rows; /* prefix rows of all adapters together (attention's workspace) */
   bool backward;        /* keep what backward needs */
   bool keep_kv;         /* keep every layer's keys and values (to read them back); implied by backward */
-  bool decode;          /* room for attn_decode's workspace */
+  bool decode;          /* room for attn_decode's workspace: one new token a sequence */
 } px_plan_request;
 
 /* What one layer leaves for its backward pass. Where nothing is kept, all layers share one set. Every matrix is dense:
@@ -44,6 +44,12 @@ typedef struct px_plan {
   size_t total_bytes;
 } px_plan;
 
+/* What a step is told besides its rows; as px_group has it, in one piece. */
+typedef struct px_control {
+  int64_t tokens, step;
+  float lr, clip;
+} px_control;
+
 typedef struct px_buffers {
   px_plan plan;
   void *memory;
@@ -55,12 +61,16 @@ typedef struct px_buffers {
   float *head_rstd, *head_mean, *row_loss; /* [labels] */
   void *logits;                            /* [logit_rows, vocab] of dtype; float32 where nothing is trained */
   float *cos_table, *sin_table;            /* [positions, head_dim / 2] */
-  int32_t *ids, *positions, *offsets, *adapter, *label_rows, *targets, *label_group; /* the batch's own arrays */
+  /* The batch's own arrays, and what its step is told: one block, so that it can come in one piece. */
+  void *batch;
+  size_t batch_bytes;
+  px_control *control;
+  int32_t *ids, *positions, *offsets, *adapter, *label_rows, *targets, *label_group;
 } px_buffers;
 
 /* Sizes alone; nothing is allocated. */
 void px_plan_make(const px_config *config, const px_plan_request *request, px_plan *plan);
-/* PX_NO_MEMORY with numbers where the plan and `also_bytes` exceed what the machine has free. */
+/* Where px_buffers_open fails, nothing is left to close. PX_NO_MEMORY with numbers where the plan and `also_bytes` exceed what the machine has free. */
 px_status px_plan_fits(const px_plan *plan, size_t also_bytes, px_error *err);
 px_status px_buffers_open(const px_config *config, px_backend *be, const px_plan_request *request, px_buffers *out,
                           px_error *err);

@@ -46,6 +46,10 @@ typedef struct px_stack {
 
 /* Copies the batch into the buffers. PX_INVALID when it exceeds the plan. */
 px_status px_stack_begin(px_stack *s, const px_batch *batch, px_error *err);
+/* The two halves of that, for a batch that comes into the buffers another way, with ids, positions, offsets, adapters,
+ * labels and targets, all of one group. */
+px_status px_stack_check(const px_stack *s, const px_batch *batch, px_error *err);
+void px_stack_bind(px_stack *s, int32_t tokens, int32_t seqs, int32_t labels);
 
 /* forward.c */
 void px_stack_fwd(px_stack *s);

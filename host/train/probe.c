@@ -135,7 +135,7 @@ px_status px_probe(const px_model *model, px_backend *be, const px_rows *rows, c
   if (status == PX_OK) status = open_probe(&p, rows, prefix_tokens, &batch_count, err);
   if (status == PX_OK && part) {
     px_tune_zero_grads(part);
-    px_tune_begin_step(part, 0, 0, false);
+    px_tune_begin_step(part, 0, NULL);
   }
   if (status == PX_OK) status = pass(&p, part ? &part->hooks : NULL, prefix_tokens, part != NULL, batch_count, err);
   if (status == PX_OK) status = write_probe(&p, rows, part, out_path, err);

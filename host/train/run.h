@@ -5,6 +5,7 @@
 
 #include "train/batches.h"
 #include "train/evaluate.h"
+#include "train/step.h"
 #include "train/trainer.h"
 
 /* Options whose default follows from others: run.json says which were not given, and a repeated or longer run finds
@@ -27,6 +28,14 @@ typedef struct px_run_state {
   bool early_stopped;
 } px_run_state;
 
+/* A step that was asked for and is not finished: the state once it is. */
+typedef struct px_ahead {
+  int64_t step;
+  px_cursor cursor;
+  px_batch_extent extent;
+  double start;
+} px_ahead;
+
 typedef struct px_run {
   const px_model *model;
   const px_tokenizer *tok;
@@ -36,9 +45,11 @@ typedef struct px_run {
   px_batches batches;
   px_backend *be;
   px_tune *tune;
-  px_buffers buffers;
+  px_step *stepper;           /* NULL where nothing is left to do */
   px_evaluator *evaluator;    /* NULL without --valid */
-  px_group *group;            /* backend memory */
+  px_ahead ahead[PX_STEPS_IN_FLIGHT]; /* the oldest first */
+  int ahead_count;
+  double last_finish;         /* px_clock */
   px_run_state state;
   unsigned defaults;          /* PX_DEFAULT_: options that nobody gave */
   int metrics_fd, lock_fd;    /* -1: none */

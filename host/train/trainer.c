@@ -1,14 +1,11 @@
 /* SPDX-License-Identifier: MIT
- * A run: set up or taken up again, steps, validation, the end. A step is
- *   prefix -> keys and values;  for each batch: forward, loss, backward;  prefix gradient;  norm;  AdamW. */
+ * A run: set up or taken up again, steps, validation, the end. */
 #include <math.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "core/version.h"
 #include "train/run.h"
-
-enum { TRAIN_LOGIT_ROWS = 256 };
 
 double px_run_lr(const px_run *run, int64_t step) {
   const px_train_options *o = &run->options;
@@ -156,15 +153,12 @@ static px_status set_up(px_run *run, int32_t restored_tokens, px_error *err) {
       .batch_rows = o->batch_rows, .batch_tokens = o->batch_tokens, .shuffle = true, .seed = o->seed};
   PX_TRY(px_batches_open(&run->train, &batching, &run->batches, err));
   PX_TRY(settle_schedule(run, err));
-  run->group = px_backend_alloc(run->be, sizeof *run->group);
-  if (!run->group) return px_backend_status(run->be, err);
-  px_backend_zero(run->be, run->group, sizeof *run->group);
   run->state.first_valid_loss = run->state.last_valid_loss = run->state.best_valid_loss = run->state.last_loss = NAN;
   return PX_OK;
 }
 
 static void log_plan(const px_run *run) {
-  const px_plan *plan = &run->buffers.plan;
+  const px_plan *plan = px_step_plan(run->stepper);
   const px_log *log = &run->calls->log;
   px_log_message(log, PX_LOG_VERBOSE,
                  "buffer plan for up to %lld tokens, %lld rows, %lld labelled:", (long long)plan->request.tokens,
@@ -179,16 +173,20 @@ static px_status open_buffers(px_run *run, px_error *err) {
   const px_train_options *o = &run->options;
   px_batch_extent x = px_batches_bound(&run->batches, run->state.cursor,
                                       (uint64_t)(o->steps - run->state.step) * (uint64_t)o->accumulate);
-  px_plan_request request = {.dtype = run->model->dtype,
+  if (x.most_tokens == 0) return PX_OK; /* nothing left to do */
+  px_step_options options = {.model = run->model,
+                             .be = run->be,
+                             .tune = run->tune,
+                             .seed = o->seed,
+                             .beta1 = (float)o->beta1,
+                             .beta2 = (float)o->beta2,
+                             .eps = (float)o->eps,
                              .tokens = x.most_tokens,
                              .seqs = x.most_rows,
                              .labels = x.most_labels,
                              .positions = run->tune->tokens + (int64_t)run->train.longest,
-                             .segment_rows = run->tune->tokens,
-                             .logit_rows = x.most_labels < TRAIN_LOGIT_ROWS ? x.most_labels : TRAIN_LOGIT_ROWS,
-                             .backward = true};
-  if (request.tokens == 0) return PX_OK; /* nothing left to do */
-  PX_TRY(px_buffers_open(px_model_config(run->model), run->be, &request, &run->buffers, err));
+                             .plain = o->no_graph};
+  PX_TRY(px_step_open(&options, &run->stepper, err));
   log_plan(run);
   return o->valid ? px_evaluator_open(run->model, run->be, &run->valid, run->tune->tokens, &run->evaluator, err)
                   : PX_OK;
@@ -205,7 +203,7 @@ static void report(const px_run *run, px_progress *p) {
 
 static px_status validate(px_run *run, double *loss, px_error *err) {
   px_eval_result result;
-  px_tune_begin_step(run->tune, 0, 0, false);
+  px_tune_begin_step(run->tune, 0, NULL);
   PX_TRY(px_evaluator_run(run->evaluator, &run->tune->hooks, run->tune->tokens, NULL, &result, err));
   *loss = result.loss;
   return PX_OK;
@@ -228,66 +226,80 @@ static px_status validate_and_keep(px_run *run, double *loss, px_error *err) {
   return px_run_save_adapter(run, run->options.out, err);
 }
 
-/* One update. On PX_NOT_FINITE nothing was changed. */
-static px_status do_step(px_run *run, px_progress *p, px_error *err) {
+/* Whether something that reads the state follows the step that makes `step` of them: nothing may be under way then. */
+static bool is_boundary(const px_run *run, int64_t step) {
   const px_train_options *o = &run->options;
-  px_run_state *s = &run->state;
-  double start = px_clock();
-  px_cursor cursor = s->cursor;
-  px_batch_extent extent = px_batches_walk(&run->batches, cursor, (uint64_t)o->accumulate);
-  px_group group = {.tokens = extent.labels,
-                    .step = s->step,
-                    .lr = (float)px_run_lr(run, s->step),
-                    .clip = (float)(o->clip > 0 ? o->clip : 0)};
-  px_stack stack = {.be = run->be,
-                    .config = px_model_config(run->model),
-                    .weights = &run->model->weights,
-                    .hooks = &run->tune->hooks,
-                    .buffers = &run->buffers};
-  px_backend_write(run->be, run->group, &group, sizeof group);
-  px_tune_zero_grads(run->tune);
-  px_tune_begin_step(run->tune, o->seed, (uint32_t)s->step, true);
+  return step >= o->steps || (o->stop_after > 0 && step >= o->stop_after) || (o->save_every > 0 && step % o->save_every == 0) ||
+         (run->evaluator && o->eval_every > 0 && step % o->eval_every == 0);
+}
+
+/* Asks for the step after the newest one. */
+static px_status submit_step(px_run *run, px_error *err) {
+  const px_train_options *o = &run->options;
+  const px_ahead *newest = run->ahead_count ? &run->ahead[run->ahead_count - 1] : NULL;
+  px_ahead a = {.step = newest ? newest->step : run->state.step,
+                .cursor = newest ? newest->cursor : run->state.cursor,
+                .start = px_clock()};
+  a.extent = px_batches_walk(&run->batches, a.cursor, (uint64_t)o->accumulate);
+  px_step_begin(run->stepper, &(px_control){.tokens = a.extent.labels,
+                                            .step = a.step,
+                                            .lr = (float)px_run_lr(run, a.step),
+                                            .clip = (float)(o->clip > 0 ? o->clip : 0)});
   for (int i = 0; i < o->accumulate; i++) {
-    PX_TRY(px_batches_next(&run->batches, &cursor, run->tune->tokens, 0, err));
-    if (run->batches.batch.labels == 0) continue;
-    PX_TRY(px_stack_begin(&stack, &run->batches.batch, err));
-    px_stack_fwd(&stack);
-    px_head_fwd(&stack);
-    px_head_loss(&stack, run->group, true);
-    px_stack_bwd(&stack);
+    PX_TRY(px_batches_next(&run->batches, &a.cursor, run->tune->tokens, 0, err));
+    PX_TRY(px_step_add(run->stepper, &run->batches.batch, i == o->accumulate - 1, err));
   }
-  px_tune_end_step(run->tune, o->seed, (uint32_t)s->step);
-  px_op_sum_sq(
-      run->be,
-      &(px_sum_sq_args){
-          .tensors = run->tune->list, .tensor_count = run->tune->param_count, .groups = run->group, .group_count = 1});
-  px_op_adamw(run->be, &(px_adamw_args){.tensors = run->tune->list,
-                                        .tensor_count = run->tune->param_count,
-                                        .groups = run->group,
-                                        .group_count = 1,
-                                        .beta1 = (float)o->beta1,
-                                        .beta2 = (float)o->beta2,
-                                        .eps = (float)o->eps});
-  px_backend_read(run->be, &group, run->group, sizeof group);
-  PX_TRY(px_backend_status(run->be, err));
-  if (group.skipped && extent.labels)
+  a.step++;
+  run->ahead[run->ahead_count++] = a;
+  return PX_OK;
+}
+
+/* Steps after a bad one have changed nothing: they are as if they had not been asked for. */
+static px_status forget_ahead(px_run *run, px_error *err) {
+  px_group ignored;
+  for (; run->ahead_count > 0; run->ahead_count--) PX_TRY(px_step_finish(run->stepper, &ignored, err));
+  px_step_forgive(run->stepper);
+  return px_backend_status(run->be, err);
+}
+
+/* Waits for the oldest step. On PX_NOT_FINITE nothing was changed. */
+static px_status finish_step(px_run *run, px_progress *p, px_error *err) {
+  px_run_state *s = &run->state;
+  px_group group;
+  PX_TRY(px_step_finish(run->stepper, &group, err));
+  const px_ahead a = run->ahead[0];
+  memmove(run->ahead, run->ahead + 1, (size_t)--run->ahead_count * sizeof *run->ahead);
+  if (group.skipped == PX_BAD_STEP) {
+    px_error ignored;
+    PX_TRY(forget_ahead(run, err));
+    px_run_save(run, &ignored); /* the state before the bad step */
     return px_fail(
         err, PX_NOT_FINITE,
         "step %lld: the %s is not finite; no tensor was changed. Try a smaller --lr, more --warmup, or --dtype f32",
         (long long)s->step + 1, isfinite(group.loss_sum) ? "gradient norm" : "loss");
-  double seconds = px_clock() - start;
-  s->step++;
-  s->cursor = cursor;
-  s->tokens_seen += extent.tokens;
-  s->last_loss = extent.labels ? group.loss_sum / (double)extent.labels : NAN;
-  run->tokens_here += extent.tokens;
+  }
+  double now = px_clock(), seconds = now - (a.start > run->last_finish ? a.start : run->last_finish);
+  run->last_finish = now;
+  s->step = a.step;
+  s->cursor = a.cursor;
+  s->tokens_seen += a.extent.tokens;
+  s->last_loss = a.extent.labels ? group.loss_sum / (double)a.extent.labels : NAN;
+  run->tokens_here += a.extent.tokens;
   *p = (px_progress){.loss = s->last_loss,
                      .lr = (double)group.lr,
                      .grad_norm = (double)group.grad_norm,
-                     .tokens = extent.tokens,
-                     .tokens_per_s = (double)extent.tokens / seconds,
+                     .tokens = a.extent.tokens,
+                     .tokens_per_s = (double)a.extent.tokens / seconds,
                      .valid_loss = NAN};
   return PX_OK;
+}
+
+/* The next step, and, where nothing has to be read between, the one after it. */
+static px_status do_step(px_run *run, px_progress *p, px_error *err) {
+  if (run->ahead_count == 0) PX_TRY(submit_step(run, err));
+  while (run->ahead_count < px_step_depth(run->stepper) && !is_boundary(run, run->ahead[run->ahead_count - 1].step))
+    PX_TRY(submit_step(run, err));
+  return finish_step(run, p, err);
 }
 
 static px_status end_of_step(px_run *run, px_progress *p, px_error *err) {
@@ -313,6 +325,25 @@ static px_status end_of_step(px_run *run, px_progress *p, px_error *err) {
   return PX_OK;
 }
 
+static bool is_cancelled(const px_run *run) { return run->calls->cancelled && run->calls->cancelled(run->calls->user); }
+
+static bool shall_stop(const px_run *run) {
+  const px_train_options *o = &run->options;
+  return (o->stop_after > 0 && run->state.step >= o->stop_after) ||
+         (o->max_seconds > 0 && px_clock() - run->started >= o->max_seconds);
+}
+
+/* What is under way has happened: it is finished as any step. */
+static px_status finish_ahead(px_run *run, int64_t first, px_error *err) {
+  while (run->ahead_count > 0) {
+    px_progress p;
+    PX_TRY(finish_step(run, &p, err));
+    p.step = first;
+    PX_TRY(end_of_step(run, &p, err));
+  }
+  return PX_OK;
+}
+
 static px_status run_steps(px_run *run, px_error *err) {
   const px_train_options *o = &run->options;
   px_run_state *s = &run->state;
@@ -326,24 +357,17 @@ static px_status run_steps(px_run *run, px_error *err) {
   }
   while (s->step < o->steps && !s->early_stopped && (o->stop_after <= 0 || s->step < o->stop_after)) {
     px_progress p;
-    px_status status = do_step(run, &p, err);
-    if (status == PX_NOT_FINITE) {
-      px_error ignored;
-      px_run_save(run, &ignored); /* the state before the bad step */
-    }
-    PX_TRY(status);
+    PX_TRY(do_step(run, &p, err));
     p.step = first; /* where this process began: for the ETA */
     PX_TRY(end_of_step(run, &p, err));
-    bool cancelled = run->calls->cancelled && run->calls->cancelled(run->calls->user);
-    bool stop = (o->stop_after > 0 && s->step >= o->stop_after) ||
-                (o->max_seconds > 0 && px_clock() - run->started >= o->max_seconds);
-    if ((cancelled || stop) && s->step < o->steps) {
-      PX_TRY(px_run_save(run, err));
-      if (cancelled)
-        return px_fail(err, PX_CANCELLED, "stopped after step %lld of %lld; the state is saved", (long long)s->step,
-                       (long long)o->steps);
-      break;
-    }
+    bool cancelled = is_cancelled(run);
+    if ((!cancelled && !shall_stop(run)) || s->step >= o->steps) continue;
+    PX_TRY(finish_ahead(run, first, err));
+    PX_TRY(px_run_save(run, err));
+    if (cancelled && s->step < o->steps)
+      return px_fail(err, PX_CANCELLED, "stopped after step %lld of %lld; the state is saved", (long long)s->step,
+                     (long long)o->steps);
+    break;
   }
   return PX_OK;
 }
@@ -352,13 +376,10 @@ static void close_run(px_run *run) {
   if (run->metrics_fd >= 0) close(run->metrics_fd);
   if (run->lock_fd >= 0) close(run->lock_fd);
   px_evaluator_close(run->evaluator);
+  px_step_close(run->stepper);
   px_batches_close(&run->batches);
   px_rows_free(&run->train);
   px_rows_free(&run->valid);
-  if (run->be) {
-    px_buffers_close(&run->buffers, run->be);
-    px_backend_free(run->be, run->group);
-  }
   px_tune_close(run->tune);
   px_tune_spec_free(&run->spec);
   px_backend_close(run->be);
@@ -459,6 +480,7 @@ static void apply_changes(px_run *run, const px_resume_changes *c) {
   if (c->patience) o->patience = c->patience;
   o->stop_after = c->stop_after;
   o->max_seconds = c->max_seconds;
+  o->no_graph = c->no_graph;
 }
 
 /* Once the state is there: what has changed since `before`, and what it means; run.json records it. The same value given

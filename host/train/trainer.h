@@ -29,6 +29,7 @@ typedef struct px_train_options {
   double prefix_dropout;
   px_row_options rows;       /* max_row_tokens, on_long, loss_all, no_bos, no_end, chat */
   bool no_fingerprint, force;
+  bool no_graph;             /* operations one by one where a device could replay them; of this process, not of the run */
   uint64_t seed;
 } px_train_options;
 
@@ -68,6 +69,7 @@ typedef struct px_resume_changes {
   int64_t steps, eval_every, save_every, stop_after;
   double epochs, max_seconds;
   int32_t patience;
+  bool no_graph;
 } px_resume_changes;
 
 /* Reads DIR/run.json (or dir itself, where it is such a file) into *options (strings in *arena), so that the caller can open the model it names. */

@@ -212,14 +212,14 @@ static void flatten(px_tune *t, px_prefix_part *p) {
   }
 }
 
-void px_tune_begin_step(px_tune *t, uint64_t seed, uint32_t step, bool training) {
+void px_tune_begin_step(px_tune *t, uint64_t seed, const int64_t *step) {
   px_prefix_part *p = t->own;
   int64_t all = p->slices * p->slice;
   if (t->spec.reparam_hidden) flatten(t, p);
   const float *source = p->flat;
-  if (training && t->spec.dropout > 0) {
+  if (step && t->spec.dropout > 0) {
     px_op_dropout(t->be, &(px_dropout_args){.rows = 1, .dim = all, .x_stride = all, .y_stride = all, .p = t->spec.dropout, .seed = seed,
-                                            .stream = PX_STREAM_PREFIX_DROPOUT, .step = step, .x = p->flat, .y = p->dropped});
+                                            .stream = PX_STREAM_PREFIX_DROPOUT, .step_at = step, .x = p->flat, .y = p->dropped});
     source = p->dropped;
   }
   px_op_cast(t->be, &(px_cast_args){.x_type = PX_F32, .y_type = t->dtype, .rows = 1, .dim = all, .x_stride = all, .y_stride = all,
@@ -247,14 +247,14 @@ static void unflatten(px_tune *t, px_prefix_part *p) {
                                     .c = p->de, .ldc = p->width});
 }
 
-void px_tune_end_step(px_tune *t, uint64_t seed, uint32_t step) {
+void px_tune_end_step(px_tune *t, uint64_t seed, const int64_t *step) {
   px_prefix_part *p = t->own;
   int64_t layer = 2 * p->slice;
   for (int l = 0; t->spec.dropout > 0 && l < t->config->layers; l++) { /* the same mask; gradients stand in reverse order */
     float *g = p->segment_grads + (t->config->layers - 1 - l) * layer;
     px_op_dropout(t->be, &(px_dropout_args){.rows = 1, .dim = layer, .x_stride = layer, .y_stride = layer, .p = t->spec.dropout,
                                             .seed = seed, .index0 = (uint64_t)(l * layer), .stream = PX_STREAM_PREFIX_DROPOUT,
-                                            .step = step, .x = g, .y = g});
+                                            .step_at = step, .x = g, .y = g});
   }
   if (t->spec.reparam_hidden) unflatten(t, p);
 }

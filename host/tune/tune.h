@@ -65,12 +65,13 @@ px_status px_tune_open(const px_model *model, px_backend *be, const px_tokenizer
 void px_tune_close(px_tune *tune);
 
 /* Before a step's forward: trained tensors -> keys and values that attention reads (flattening, dropout, cast).
- * dropout < 0 or training == false: none. Once per step, never per row. */
-void px_tune_begin_step(px_tune *tune, uint64_t seed, uint32_t step, bool training);
+ * step: its number, in backend memory (dropout's mask follows from it); NULL: not training, no dropout. Once per step, never
+ * per row. */
+void px_tune_begin_step(px_tune *tune, uint64_t seed, const int64_t *step);
 /* Zeroes the gradient arena (before a step's first batch). */
 void px_tune_zero_grads(px_tune *tune);
 /* After a step's last backward: segment gradients -> gradients of the trained tensors. */
-void px_tune_end_step(px_tune *tune, uint64_t seed, uint32_t step);
+void px_tune_end_step(px_tune *tune, uint64_t seed, const int64_t *step);
 
 /* The prefix as PEFT stores it, [P, 2 * layers * kv_heads * head_dim] float32, host memory of the caller. */
 px_status px_tune_export(px_tune *tune, float *values, px_error *err);

@@ -263,6 +263,7 @@ typedef struct pfx_train_options {
   pfx_data_options rows;
   bool no_fingerprint, force;      /* force: write into a folder that is not empty, start from an adapter of other weights */
   uint64_t seed;
+  bool no_graph;                   /* on a GPU: launch every operation by itself, replay no recorded steps; same bits */
   void (*progress)(void *user, const pfx_progress *p); /* after every step, and after the validation before the first */
   pfx_cancel_fn cancelled;         /* asked after every step: saves, PFX_CANCELLED */
   void *user;
@@ -302,7 +303,7 @@ PFX_API pfx_status pfx_run_read(const char *dir, char **model_path, char **devic
 /* The options that a run.json holds, to repeat its run elsewhere (--config). Strings live until pfx_free(*memory). */
 PFX_API pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, char **model_path, void **memory, pfx_error *err);
 /* Goes on with the run in `dir`. Of `changes` (may be NULL) only steps, epochs, patience, eval_every, save_every,
- * stop_after, max_seconds and the callbacks are read; zero keeps what the run began with. */
+ * stop_after, max_seconds, no_graph and the callbacks are read; zero keeps what the run began with. */
 PFX_API pfx_status pfx_trainer_resume(const pfx_model *model, const pfx_tokenizer *tokenizer, const char *dir, const pfx_train_options *changes,
                                       pfx_trainer **trainer, pfx_error *err);
 /* Trains to the end, to stop_after, or until cancelled. *result is filled on failure too. */

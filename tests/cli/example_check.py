@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""examples/minimal.c, on the shared library: what it prints, and how it fails. $PFX_BUILD_DIR has it."""
+"""The examples, on the shared library: what they print, and how minimal.c fails. $PFX_BUILD_DIR has them."""
+import math
 import os
 import subprocess
 import unittest
@@ -35,6 +36,19 @@ class Minimal(command.CommandTest):
                          (1, "", f"minimal: {GOLDEN}/llama_f16/adapter/adapter_model.safetensors is for a model of 2 layers, this "
                                  "one has 3\n"))
         self.assertEqual(self.run_example("model"), (2, "", "usage: minimal MODEL ADAPTER PROMPT\n"))
+
+
+@unittest.skipUnless(os.path.exists(os.path.join(os.path.dirname(EXAMPLE), "example_attention")), "the example is not built here")
+class Attention(command.CommandTest):
+    def test_the_first_output_follows_the_formula(self):
+        done = subprocess.run([os.path.join(os.path.dirname(EXAMPLE), "example_attention")], capture_output=True, text=True, timeout=60)
+        number = lambda i: ((i * 2654435761) % 1000) / 1000 - 0.5  # noqa: E731
+        key = [number(i) for i in range(64)]  # the first query, its own key and its value begin with the same numbers
+        keys = [[number(row * 128 + i) for i in range(64)] for row in range(20)] + [key]
+        weights = [math.exp(sum(a * b for a, b in zip(key, other, strict=True)) / 8) for other in keys]
+        first = sum(w * other[0] for w, other in zip(weights, keys, strict=True)) / sum(weights)
+        self.assertRegex(done.stdout, rf"^o\[0\] {first:.4f}, d segment key\[0\] -?\d\.\d{{4}}, value\[0\] -?\d\.\d{{4}}\n$")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 orders of threads, blocks and streams; devices and drivers that do not fit; every call of the runtime failing once."""
 import json
 import os
+import re
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../cli"))
@@ -74,6 +75,33 @@ class Training(Cuda):
         for size in (163, 227):
             self.train("--steps", "3", out=f"kb{size}", env=emulated(shared_kb=size))
             self.same_result("usual", f"kb{size}")
+
+
+class Steps(Cuda):
+    def counted(self, *more, out):
+        """Allocations, pauses, recordings and replays of a run."""
+        _, err = self.train(*more, "--save-every", "-1", out=out, env=emulated(count=1))
+        return [int(n) for n in re.fullmatch(r"emulator: (\d+) allocations, (\d+) pauses, (\d+) recordings, (\d+) replays\n", err).groups()]
+
+    def test_replayed_or_one_by_one(self):
+        """The same bits, whether operations are recorded and replayed or launched by themselves, also in another order of streams."""
+        write_rows("rows.jsonl", id_rows(40, self.vocab))
+        for n, tune in enumerate(("prefix:2 --batch-rows 4", "prefix:2 --reparam 8 --batch-rows 9",
+                                  "prefix:3 --prefix-dropout 0.2 --accumulate 3 --batch-rows 3 --eval-every 4 --valid rows.jsonl")):
+            with self.subTest(tune):
+                self.train("--steps", "12", "--no-graph", out=f"plain{n}", tune=tune)
+                self.train("--steps", "12", out=f"replayed{n}", tune=tune)
+                self.same_result(f"plain{n}", f"replayed{n}")
+                self.train("--steps", "12", out=f"shuffled{n}", tune=tune, env=emulated(seed=n + 1))
+                self.same_result(f"plain{n}", f"shuffled{n}")
+
+    def test_a_step_asks_for_nothing(self):
+        """More steps: no more memory, no more waiting for the device, no more recordings."""
+        all_rows = ("--batch-rows", "24", "--eval-every", "-1")
+        short, long = (self.counted("--steps", str(steps), *all_rows, out=f"steps{steps}") for steps in (4, 9))
+        self.assertEqual(long[:2], short[:2])
+        self.assertEqual((short[2:], long[2:]), ([1, 3], [1, 8]))  # all but the first step
+        self.assertEqual(self.counted("--steps", "4", *all_rows, "--no-graph", out="plain")[2:], [0, 0])
 
 
 class Using(Cuda):

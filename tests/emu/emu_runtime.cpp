@@ -58,6 +58,15 @@ CUstream_st *stream_of(cudaStream_t s) {
   return default_stream;
 }
 
+/* What a step should do once or never; printed at the end where PX_EMU_COUNT is 1. */
+struct counts {
+  long allocations, pauses, recordings, replays;
+  ~counts() {
+    if (setting("PX_EMU_COUNT", 0))
+      fprintf(stderr, "emulator: %ld allocations, %ld pauses, %ld recordings, %ld replays\n", allocations, pauses, recordings, replays);
+  }
+} counted;
+
 bool is_ready(const px_work &w) { return !w.wait || (int)(w.wait->done - w.records) >= 0; }
 
 /* Runs work until `done`; memory is open meanwhile. */
@@ -272,6 +281,7 @@ cudaError_t cudaDeviceSynchronize(void) {
 
 cudaError_t cudaMalloc(void **p, size_t bytes) {
   ENTER();
+  counted.allocations++;
   *p = memory_alloc(bytes);
   return *p ? cudaSuccess : set_error(cudaErrorMemoryAllocation);
 }
@@ -289,6 +299,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
 }
 cudaError_t cudaMallocHost(void **p, size_t bytes) {
   ENTER();
+  counted.allocations++;
   *p = malloc(bytes ? bytes : 1);
   if (!*p) return set_error(cudaErrorMemoryAllocation);
   pinned[static_cast<char *>(*p)] = bytes;
@@ -323,7 +334,10 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
   } else {
     enqueue(stream, "copy", [=] { memmove(dst, src, bytes); });
   }
-  if (from_device && !to_device && !is_pinned(dst)) return finish(stream); /* pageable: there when the call returns */
+  if (from_device && !to_device && !is_pinned(dst)) { /* pageable: there when the call returns */
+    counted.pauses++;
+    return finish(stream);
+  }
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t stream) {
@@ -343,6 +357,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   ENTER();
+  counted.pauses++;
   return finish(stream);
 }
 /* What it held is gone whatever it answers, as in the real one. */
@@ -398,21 +413,27 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMo
   s->capture = new CUgraph_st();
   return cudaSuccess;
 }
+/* The capture is over whatever it answers. */
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
-  ENTER();
+  cudaError_t code = enter();
   CUstream_st *s = stream_of(stream);
   if (!s->capture) return set_error(cudaErrorStreamCaptureUnsupported);
-  *graph = s->capture;
+  if (code == cudaSuccess)
+    *graph = s->capture;
+  else
+    delete s->capture;
   s->capture = NULL;
-  return cudaSuccess;
+  return code;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long) {
   ENTER();
+  counted.recordings++;
   *out = new CUgraphExec_st{graph->work};
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
   ENTER();
+  counted.replays++;
   for (const px_work &w : graph->work) push(stream, w);
   return cudaSuccess;
 }

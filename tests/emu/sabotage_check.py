@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """sabotage_check.py <build/emu>: the emulated device must be able to fail. Copies of sources lose a barrier, an index
-check, a leading dimension, an initialisation, a wait for asynchronous copies; each is compiled, linked in front of the
+check, an event, a leading dimension, an initialisation, a wait for asynchronous copies; each is compiled, linked in front of the
 library, and the test beside it must fail, in one of a few thread orders. An unchanged copy must pass."""
 import json
 import os
@@ -21,14 +21,16 @@ CASES = (
      "  if (lane == 0) scratch[warp] = x;\n  x = px_warp_sum(lane", "optimizer_cuda_test", (0, 1, 2, 3)),
     ("an index check", "kernels/attention_bwd.cu", "kernels/attention_bwd.cu",
      "  if (row >= a.shape.q_rows) return;\n", "", "attention_property_cuda_test", (0,)),
+    ("an event", "host/backend/cuda_queue.c", "host/backend/cuda_queue.c",
+     "  return (int)cudaStreamWaitEvent(stream_of(be, queue), (cudaEvent_t)event, 0);", "  return (void)queue, (void)event, (void)be, 0;",
+     "queue_test", (0, 1, 2, 3, 4, 5)),
     ("a leading dimension", "host/backend/gemm_cublaslt.c", "host/backend/gemm_cublaslt.c",
      "(uint64_t)a->m, a->ldc));", "(uint64_t)a->m, a->n));", "device_product_test", (0,)),
-    ("an initialisation", "kernels/attention_mma.cuh", "kernels/attention_mma_fwd.cu",
-     "    px_copy16(tile + j * (DIM + PX_MMA_PAD) + d, there ? row(j) + d : NULL, there);",
-     "    if (there) px_copy16(tile + j * (DIM + PX_MMA_PAD) + d, row(j) + d, true);", "attention_decode_cuda_test", (0,)),
-    ("a wait for asynchronous copies", "kernels/attention_mma_fwd.cu", "kernels/attention_mma_fwd.cu",
-     "    px_wait_copies<0>();\n    __syncthreads();\n    if (!next.over)", "    __syncthreads();\n    if (!next.over)",
-     "attention_decode_cuda_test", (0,)),
+    ("an initialisation", "kernels/attention_mma_decode.cu", "kernels/attention_mma_decode.cu",
+     "    px_copy16(tile + j * tile_of<DIM>::STRIDE + d, there ? rows + at + d : NULL, there);",
+     "    if (there) px_copy16(tile + j * tile_of<DIM>::STRIDE + d, rows + at + d, true);", "attention_decode_cuda_test", (0,)),
+    ("a wait for asynchronous copies", "kernels/attention_mma_decode.cu", "kernels/attention_mma_decode.cu",
+     "    px_wait_copies<STAGES - 2>();\n", "", "attention_decode_cuda_test", (0,)),
 )
 
 

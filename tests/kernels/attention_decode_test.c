@@ -130,6 +130,27 @@ static void long_sequences(void **state) {
     }
 }
 
+/* Each sequence decoded alone has the bits that p.o has. */
+static void expect_alone(const problem *p, const paged *c) {
+  size_t row = (size_t)p->q_stride * px_dtype_bytes(p->type, 1),
+         width = (size_t)(p->heads * p->dim) * px_dtype_bytes(p->type, 1);
+  for (int s = 0; s < p->seqs; s++) {
+    problem one = *p;
+    paged own = *c;
+    one.seqs = 1;
+    one.adapter[0] = p->adapter[s];
+    one.q_offsets[1] = p->q_offsets[s + 1] - p->q_offsets[s];
+    one.q = (char *)p->q + (size_t)p->q_offsets[s] * row;
+    one.o = poison(p->type, one.q_offsets[1], p->q_stride);
+    own.table = c->table + s * c->max_blocks;
+    own.kv_lens[0] = c->kv_lens[s];
+    decode(&one, &own);
+    for (int64_t i = 0; i < one.q_offsets[1]; i++)
+      assert_memory_equal((char *)one.o + (size_t)i * row, (char *)p->o + (size_t)(p->q_offsets[s] + i) * row, width);
+    guarded_free(one.o);
+  }
+}
+
 static void bits_know_no_batch_and_no_threads(void **state) {
   (void)state;
   static const int q_lens[] = {1, 2, 1, 1}, k_lens[] = {9, 40, 1100, 700}, segs[] = {20};
@@ -143,7 +164,7 @@ static void bits_know_no_batch_and_no_threads(void **state) {
                  .mask = PX_MASK_CAUSAL};
     make(&p, q_lens, k_lens, segs);
     paged c = pages_of(&p, 16, 3);
-    size_t element = px_dtype_bytes(p.type, 1), bytes = (size_t)(p.rows * p.q_stride) * element;
+    size_t bytes = (size_t)(p.rows * p.q_stride) * px_dtype_bytes(p.type, 1);
     decode(&p, &c);
     void *first = malloc(bytes);
     memcpy(first, p.o, bytes);
@@ -153,27 +174,67 @@ static void bits_know_no_batch_and_no_threads(void **state) {
       assert_memory_equal(p.o, first, bytes);
     }
     omp_set_num_threads(2);
-    for (int s = 0; s < p.seqs; s++) { /* alone */
-      problem one = p;
-      paged own = c;
-      one.seqs = 1;
-      one.adapter[0] = p.adapter[s];
-      one.q_offsets[1] = p.q_offsets[s + 1] - p.q_offsets[s];
-      one.q = (char *)p.q + (size_t)(p.q_offsets[s] * p.q_stride) * element;
-      one.o = poison(p.type, one.q_offsets[1], p.q_stride);
-      own.table = c.table + s * c.max_blocks;
-      own.kv_lens[0] = c.kv_lens[s];
-      decode(&one, &own);
-      for (int64_t i = 0; i < one.q_offsets[1]; i++)
-        assert_memory_equal((char *)one.o + (size_t)(i * p.q_stride) * element,
-                            (char *)first + (size_t)((p.q_offsets[s] + i) * p.q_stride) * element,
-                            (size_t)(6 * 64) * element);
-      guarded_free(one.o);
-    }
+    expect_alone(&p, &c);
     free(first);
     release_pages(&c);
     release(&p);
   }
+}
+
+typedef struct mixture {
+  int heads, kv_heads, dim, window, page_tokens, seqs;
+  int q_lens[15], k_lens[15], segs[3], adapter[15];
+} mixture;
+
+/* A device works on parts of at least 256 own keys and 128 of a segment, in tiles of 64 (or 32) keys, rows of 16, and
+ * of 64 (or 32) that name one segment: lengths on either side of those, segments that many, one or no sequence names,
+ * empty ones, more rows than a tile, and with 64 kv heads parts that grow. */
+static const mixture mixtures[] = {
+    {8,
+     1,
+     64,
+     0,
+     16,
+     10,
+     {1, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+     {1, 63, 64, 65, 255, 256, 257, 513, 16, 2},
+     {129, 0, 40},
+     {0, 0, -1, 0, 1, 0, 0, 0, 0, 0}},
+    {6, 2, 80, 70, 32, 6, {4, 1, 2, 3, 4, 1}, {300, 20, 512, 3, 4, 71}, {127, 1, 128}, {2, 0, -1, 2, 0, 2}},
+    {7, 1, 96, 0, 5, 4, {2, 3, 1, 4}, {129, 191, 30, 33}, {64, 65, 300}, {1, 1, 2, 1}},
+    {4, 4, 128, 0, 16, 5, {1, 0, 1, 2, 1}, {7, 0, 320, 64, 1}, {260, 3, 0}, {0, 1, 2, 0, -1}},
+    {8, 1, 256, 300, 16, 3, {4, 3, 1}, {400, 3, 40}, {33, 20, 0}, {0, 0, 0}},
+    {16, 2, 24, 0, 3, 2, {9, 1}, {70, 4}, {10, 0, 0}, {0, 0}},
+    {64, 64, 8, 0, 16, 2, {1, 1}, {2100, 9}, {300, 0, 0}, {0, 0}},
+    {5, 1, 20, 0, 16, 3, {1, 4, 2}, {257, 33, 2}, {129, 0, 31}, {0, 0, 2}}, /* no tensor core takes it */
+};
+
+static void mixtures_of_rows(void **state) {
+  (void)state;
+  for (int type = 0; type < 2; type++)
+    for (size_t i = 0; i < sizeof mixtures / sizeof *mixtures; i++) {
+      const mixture *m = &mixtures[i];
+      bool longest = m->kv_heads == 64; /* seconds in the emulator */
+      if (longest && TEST_TYPES[type] != PX_BF16) continue;
+      problem p = {.type = TEST_TYPES[type],
+                   .heads = m->heads,
+                   .kv_heads = m->kv_heads,
+                   .dim = m->dim,
+                   .window = m->window,
+                   .seqs = m->seqs,
+                   .segments = 3,
+                   .mask = PX_MASK_CAUSAL};
+      make(&p, m->q_lens, m->k_lens, m->segs);
+      for (int s = 0; s < m->seqs; s++) p.adapter[s] = m->adapter[s];
+      paged c = pages_of(&p, m->page_tokens, i);
+      truth t = reference(&p);
+      decode(&p, &c);
+      expect_output(&p, &t);
+      if (!longest) expect_alone(&p, &c);
+      release_truth(&t);
+      release_pages(&c);
+      release(&p);
+    }
 }
 
 /* The last queries of forward over the whole text. */
@@ -257,6 +318,7 @@ int main(void) {
       cmocka_unit_test(equations_hold),
       cmocka_unit_test(long_sequences),
       cmocka_unit_test(bits_know_no_batch_and_no_threads),
+      cmocka_unit_test(mixtures_of_rows),
       cmocka_unit_test(decode_equals_forward),
       cmocka_unit_test(refusals),
   };

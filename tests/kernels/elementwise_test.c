@@ -102,8 +102,12 @@ static void dropout_one(px_dtype type, int64_t rows, int64_t dim) {
     assert_null(px_dropout_check(&args));
     assert_int_equal(px_dropout_cpu(&args), 0);
     expect_near("y", type, y, want, rows, dim, dim + GAP, tolerance_of(type, TOL_F32_ELEMENT));
-    args.y = x; /* in place, on the same numbers */
+    int64_t *step = guarded(sizeof *step);
+    *step = 12;
+    args.step = 7, args.step_at = step; /* the one in memory counts */
+    args.y = x;                         /* in place, on the same numbers */
     assert_int_equal(px_dropout_cpu(&args), 0);
+    guarded_free(step);
     assert_memory_equal(x, y, (size_t)(rows * (dim + GAP)) * px_dtype_bytes(type, 1));
     free(want);
     guarded_free(x);

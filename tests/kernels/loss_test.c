@@ -129,6 +129,34 @@ static void the_ends_of_the_number_line(void **state) {
   release(&p);
 }
 
+/* Rows without a target take no part, whatever they hold. */
+static void rows_that_fill_up_count_for_nothing(void **state) {
+  (void)state;
+  for (int type = 0; type < 2; type++)
+    for (int with_grad = 0; with_grad < 2; with_grad++) {
+      problem p, q;
+      make(&p, TEST_TYPES[type], 5, 519, 1), make(&q, TEST_TYPES[type], 5, 519, 1);
+      p.a.write_grad = q.a.write_grad = with_grad;
+      p.targets[1] = p.targets[4] = PX_NO_TARGET;
+      size_t element = px_dtype_bytes(p.a.dtype, 1), row = (size_t)p.a.stride * element;
+      memset((char *)p.a.logits + 4 * row, 0xff, 519 * element); /* NaN */
+      assert_int_equal(px_loss_cpu(&p.a), 0);
+      assert_int_equal(px_loss_cpu(&q.a), 0);
+      for (int64_t t = 0; t < 5; t++) {
+        bool fills = t == 1 || t == 4;
+        assert_true(fills ? p.a.row_loss[t] == 0 : p.a.row_loss[t] == q.a.row_loss[t]);
+        for (int64_t j = 0; with_grad && j < p.a.vocab; j++) {
+          float got = px_get(p.a.logits, p.a.dtype, t * p.a.stride + j),
+                other = px_get(q.a.logits, q.a.dtype, t * q.a.stride + j);
+          assert_true(fills ? got == 0 : got == other);
+        }
+      }
+      assert_true(p.sums[2] == 2); /* group 1 is rows 1 and 4 */
+      assert_true(p.sums[0] == q.sums[0] && p.sums[4] == q.sums[4]);
+      release(&p), release(&q);
+    }
+}
+
 /* The float32 gradient against central differences of the float64 loss. */
 static void gradient_is_the_slope_of_the_loss(void **state) {
   (void)state;
@@ -195,9 +223,13 @@ static void refusals(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(losses_and_gradients_hold),     cmocka_unit_test(logits_stay_where_no_gradient_is_wanted),
-      cmocka_unit_test(the_ends_of_the_number_line),   cmocka_unit_test(gradient_is_the_slope_of_the_loss),
-      cmocka_unit_test(bits_do_not_depend_on_threads), cmocka_unit_test(refusals),
+      cmocka_unit_test(losses_and_gradients_hold),
+      cmocka_unit_test(logits_stay_where_no_gradient_is_wanted),
+      cmocka_unit_test(the_ends_of_the_number_line),
+      cmocka_unit_test(rows_that_fill_up_count_for_nothing),
+      cmocka_unit_test(gradient_is_the_slope_of_the_loss),
+      cmocka_unit_test(bits_do_not_depend_on_threads),
+      cmocka_unit_test(refusals),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

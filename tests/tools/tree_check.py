@@ -28,8 +28,8 @@ FUNCTION_LINES = 70
 
 C_FILES = (".c", ".h", ".cu", ".cuh", ".cpp", ".hpp")
 SOURCES = C_FILES + (".py", ".sh", ".cmake", "CMakeLists.txt", "Makefile", ".ci/run", ".cmake.in")
-# Names that tools prescribe, so that one folder each may have its own.
-PRESCRIBED = ("CMakeLists.txt", "README.md", "__init__.py", ".gitignore")
+# Names that tools prescribe, so that one folder each may have its own; and an operation whose public header is called as it is.
+PRESCRIBED = ("CMakeLists.txt", "README.md", "__init__.py", ".gitignore", "attention.h")
 
 
 def tree_files(root):

@@ -11,7 +11,8 @@
 #include "helpers/tolerance.h"
 #include "tune/prefix.h"
 
-enum { SEED = 11, STEP = 3, COORDINATES = 3, STREAM = 93 };
+static const int64_t STEP = 3;
+enum { SEED = 11, COORDINATES = 3, STREAM = 93 };
 
 typedef struct problem {
   px_model *model;
@@ -54,7 +55,7 @@ static void close_problem(problem *p) {
 }
 
 static double loss(problem *p, bool with_grad) {
-  px_tune_begin_step(p->tune, SEED, STEP, true);
+  px_tune_begin_step(p->tune, SEED, &STEP);
   return pass_loss(p->model, p->be, &p->rows, &p->tune->hooks, with_grad, NULL);
 }
 
@@ -112,7 +113,7 @@ static void check(const char *name, int reparam, float dropout) {
   problem p = open_problem(name, reparam, dropout);
   px_tune_zero_grads(p.tune);
   loss(&p, true);
-  px_tune_end_step(p.tune, SEED, STEP);
+  px_tune_end_step(p.tune, SEED, &STEP);
   float *grads[16] = {0};
   for (int i = 0; i < p.tune->param_count; i++) {
     grads[i] = calloc((size_t)p.tune->params[i].count, sizeof(float));

@@ -50,7 +50,8 @@ static float *read_step(px_tune *t, uint64_t seed, uint32_t step, bool training)
   px_error err = {0};
   int64_t slice = floats_of(t) / (2 * t->config->layers);
   float *out = calloc((size_t)floats_of(t), sizeof *out);
-  px_tune_begin_step(t, seed, step, training);
+  const int64_t at = step;
+  px_tune_begin_step(t, seed, training ? &at : NULL);
   for (int l = 0; l < t->config->layers; l++) {
     px_kv_segment s;
     px_backend_read(be, &s, &t->segments[l], sizeof s);

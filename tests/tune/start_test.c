@@ -115,7 +115,8 @@ static float *text_values(bool begin) {
 static void expect_read(px_tune *t, const float *values, bool training) {
   px_error err = {0};
   px_prefix prefix;
-  px_tune_begin_step(t, 0, 0, training);
+  static const int64_t first = 0;
+  px_tune_begin_step(t, 0, training ? &first : NULL);
   ASSERT_OK(px_backend_status(be, &err));
   ASSERT_OK(px_prefix_open(t->config, be, PX_F32, values, t->tokens, &prefix, &err));
   size_t bytes = (size_t)(t->tokens * t->config->kv_heads * t->config->head_dim) * sizeof(float);
@@ -251,7 +252,7 @@ static void the_rows_are_a_start(void **state) {
     spec.data_tokens = 5;
     ASSERT_OK(px_tune_open(model, be, NULL, &spec, 0, &t, &err));
     px_tune_spec_free(&spec);
-    px_tune_begin_step(t, 0, 0, false);
+    px_tune_begin_step(t, 0, NULL);
     float *want = values_of(again, cases[i].tokens), *got = export(t);
     assert_true(same(want, got, cases[i].tokens));
     expect_read(t, want, false);

@@ -61,6 +61,7 @@ void launch_kernel(void (*kernel)(P...), const char *name, dim3 grid, dim3 block
 }  // namespace px_emu
 
 #define PX_KERNEL(bounds) static void
+#define PX_KERNEL_BLOCKS(bounds, blocks) static void
 #define PX_DEVICE static inline
 #define PX_SHARED(type, name, count)      \
   static const char px_key_of_##name = 0; \
