@@ -7,7 +7,8 @@
 # correct  every operation test, the golden models and training, resume and generation on the device; then
 #          compute-sanitizer on the small ones, where it is there
 # ops      ops_bench (percent of the measured ceilings) and PyTorch's attention at the same shapes
-# steps    training steps on SmolLM2's shape with random weights, 256 to 16k tokens a step
+# steps    whole training steps on three models' shapes with random weights, 256 to 16k tokens a step, against PEFT and
+#          hand-written PyTorch (bench/peers/steps.py)
 # model    SmolLM2 end to end: train, evaluate, generate; decode
 #
 # Programs come from build/gpu-bundle (make gpu-bundle), or are built in build/cuda where the packages allow it; CUDA's
@@ -24,7 +25,7 @@ while [ $# -gt 0 ]; do
     --budget-s) budget=$2; shift ;;
     --continue) continued=yes ;;
     --tiny) tiny=--tiny ;;
-    *) sed -n '5,17s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '5,18s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
   shift
 done
@@ -67,7 +68,8 @@ find_programs() {
   }
   bin=build/cuda/programs
   mkdir -p $bin
-  for program in build/cuda/pfx build/cuda/tests/*_cuda_test build/cuda/tests/golden_test build/cuda/tests/device_product_test build/cuda/bench/*_bench; do
+  for program in build/cuda/pfx build/cuda/tests/*_cuda_test build/cuda/tests/golden_test build/cuda/tests/device_product_test \
+    build/cuda/tests/queue_test build/cuda/tests/api_attention_test build/cuda/bench/*_bench; do
     ln -sf "$root/$program" $bin/
   done
 }
@@ -106,8 +108,7 @@ skip() { skipped=$((skipped + 1)); echo "skipped    $1: $2"; }
 
 part_correct() {
   for test in "$bin"/*_cuda_test; do check "$(basename "$test")" 120 "$test"; done
-  check device_product_test 60 "$bin/device_product_test"
-  check golden_test 120 "$bin/golden_test"
+  for test in device_product_test queue_test api_attention_test golden_test; do check $test 120 "$bin/$test"; done
   check training 180 "$python" tests/emu/cuda_check.py Training.test_as_on_the_cpu Training.test_stopped_and_resumed
   check generation 120 "$python" tests/emu/cuda_check.py Using
   if ! command -v compute-sanitizer >/dev/null; then
@@ -146,7 +147,13 @@ part_ops() {
   fi
 }
 
-part_steps() { skip steps "the comparison of whole steps is not written yet"; }
+part_steps() {
+  if ! have_torch || ! "$python" -c 'import transformers, peft' 2>/dev/null; then
+    skip steps "no PyTorch with transformers and peft here"
+    return
+  fi
+  resumable steps "$python" bench/peers/steps.py --bench "$bin/step_bench"
+}
 
 part_model() {
   model=${XDG_CACHE_HOME:-$HOME/.cache}/pfx/SmolLM2-135M-Instruct.Q4_1.gguf

@@ -207,7 +207,24 @@ CHECKS = {f"PEFT computes the same with a prefix trained on {case}": check_train
 CHECKS |= {"PEFT computes the same with a prefix trained through an encoder": check_trained("llama_tied", "--reparam", 24),
            "bytes without fingerprint": check_bytes, "fingerprint": check_fingerprint, "published sizes": check_sizes,
            "loss of eval": check_eval, "BLEU, chrF, ROUGE-L, exact match": check_metrics}
+
+
+def check_gpu_steps(checks):
+    """Whole steps of pfx, PEFT and hand-written PyTorch on tiny models: steps.py holds loss and gradient together."""
+    root = Path(__file__).parents[2]
+    bench = Path(checks.binary).parent / "bench/step_bench"
+    if not bench.exists():
+        raise Skipped(f"no {bench}")
+    out = subprocess.run([sys.executable, root / "bench/peers/steps.py", "--bench", bench, "--tiny", "--device", "cpu"],
+                         capture_output=True, text=True)
+    lines = out.stdout.splitlines()
+    if out.returncode or len(lines) != 12 or "refused" in out.stdout:
+        raise AssertionError(f"{out.stdout}{out.stderr}"[-800:])
+    return f"{len(lines)} measurements"
+
+
 CHECKS["PyTorch's attention runs for gpu_check.sh"] = check_gpu_peers
+CHECKS["steps of PEFT, PyTorch by hand and pfx agree for gpu_check.sh"] = check_gpu_steps
 CHECKS |= {script: check_again(script) for script in (
     "make_golden.py", "make_gguf_golden.py", "make_text_golden.py", "make_smollm2_golden.py",
     "make_adamw_golden.py", "tokenizers/make_tokenizer_golden.py")}
