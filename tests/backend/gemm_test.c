@@ -190,9 +190,9 @@ static void a_row_has_the_same_bits_in_any_batch(int way, int first_type, int en
   } shapes[] = {{192, 576, 0, 0, 0}, {576, 576, 0, 0, 0},    {1536, 576, 0, 0, 0}, {576, 1536, 0, 0, 0},
                 {192, 192, 0, 1, 0}, {72, 72, 0, 2 * 72, 0}, {1000, 33, 3, 0, 5},  {3, 1, 0, 0, 0}};
   open_backends(2);
-  const char *products = backends[way]->products;
+  const char *products = way == PLAIN ? "plain" : backends[way]->products; /* the plain product has no backend */
   bool other_order = strstr(products, "oneDNN") && (!strstr(products, "avx512") || (first_type > 0 && strstr(products, "amx")));
-  if (way != PLAIN && other_order) {
+  if (other_order) {
     printf("skipped: %s sums few rows in another order (docs/exactness.md)\n", products);
     close_backends();
     skip();
