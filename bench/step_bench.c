@@ -115,6 +115,7 @@ static void open_bench(bench *b) {
   need(px_backend_open(&(px_backend_options){.device = o->device,
                                              .threads = o->threads,
                                              .profile = o->profile,
+                                             .time_products = true,
                                              .pack_weights = o->dtype == PX_BF16 ? PX_PACK_ALL : PX_PACK_TRANSPOSED},
                        &b->be, &err));
   need(px_model_open(o->model, &(px_model_options){.device = o->device, .threads = o->threads, .dtype = (int)o->dtype},

@@ -202,3 +202,15 @@ void px_backend_replay(px_backend *be, px_recording *recording) { SERVICE(replay
 void px_backend_recording_free(px_backend *be, px_recording *recording) {
   if (recording) be->ops->recording_free(be, recording);
 }
+
+/* ---- what was chosen by measurement ---- */
+
+px_status px_backend_choices(px_backend *be, px_buf *out, px_error *err) {
+  px_status status = be->ops->choices ? be->ops->choices(be, out) : PX_OK;
+  return status == PX_OK ? PX_OK : px_fail(err, status, "no memory for the chosen algorithms");
+}
+
+px_status px_backend_repeat(px_backend *be, const char *text, px_error *err) {
+  px_status status = be->ops->repeat ? be->ops->repeat(be, text) : PX_OK;
+  return status == PX_OK ? PX_OK : px_fail(err, status, "no memory for the chosen algorithms");
+}

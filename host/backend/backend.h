@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "core/log.h"
+#include "core/memory.h"
 #include "core/types.h"
 #include "kernels/activation.h"
 #include "kernels/attention.h"
@@ -89,6 +90,8 @@ typedef struct px_backend_ops {
   int (*recorded)(px_backend *be, px_recording **out);
   int (*replay)(px_backend *be, px_recording *recording);
   void (*recording_free)(px_backend *be, px_recording *recording);
+  px_status (*choices)(px_backend *be, px_buf *out); /* these two: NULL where nothing is chosen by measurement */
+  px_status (*repeat)(px_backend *be, const char *text);
 } px_backend_ops;
 
 enum {
@@ -123,6 +126,7 @@ struct px_backend {
   void *stream;     /* the device's own handle of COMPUTE; NULL where there is none */
   bool recording;   /* between px_backend_record and px_backend_recorded */
   bool profile;
+  bool time_products;
   px_pack pack_weights;
   double op_seconds[PX_OP_COUNT]; /* where profile is on */
   int64_t op_calls[PX_OP_COUNT];
@@ -136,6 +140,7 @@ typedef struct px_backend_options {
   int threads;        /* 0: what OpenMP uses, by itself all cores the process may use */
   px_log log;
   bool profile;
+  bool time_products; /* a shape's first product may wait for a measurement, where later ones gain by it */
   px_pack pack_weights;
 } px_backend_options;
 
@@ -185,5 +190,10 @@ void px_backend_record(px_backend *be);
 px_recording *px_backend_recorded(px_backend *be);
 void px_backend_replay(px_backend *be, px_recording *recording);
 void px_backend_recording_free(px_backend *be, px_recording *recording); /* NULL is fine */
+
+/* What was chosen by measurement and changes bits (algorithms of products), as text; nothing is appended where nothing
+ * was. A backend of the same device and libraries that is told it before its first operation chooses the same. */
+px_status px_backend_choices(px_backend *be, px_buf *out, px_error *err);
+px_status px_backend_repeat(px_backend *be, const char *text, px_error *err);
 
 #endif

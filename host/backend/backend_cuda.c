@@ -91,6 +91,9 @@ static const char *cuda_error_text(px_backend *be, int code) {
   return code < 0 ? px_lt_error_text(-code) : cudaGetErrorString((cudaError_t)code);
 }
 
+static px_status choices(px_backend *be, px_buf *out) { return px_lt_choices(px_cuda_own(be)->lt, out); }
+static px_status repeat(px_backend *be, const char *text) { return px_lt_repeat(px_cuda_own(be)->lt, text); }
+
 static const px_backend_ops cuda_ops = {
 #define PX_SLOT(slot, args, check) .slot = slot,
     PX_OPERATIONS(PX_SLOT)
@@ -117,6 +120,8 @@ static const px_backend_ops cuda_ops = {
     .recorded = px_cuda_recorded,
     .replay = px_cuda_replay,
     .recording_free = px_cuda_recording_free,
+    .choices = choices,
+    .repeat = repeat,
 };
 
 static const char *launch_error(int code) { return cudaGetErrorString((cudaError_t)code); }
@@ -175,6 +180,7 @@ px_status px_backend_open_cuda(int device, const px_backend_options *options, px
                      .threads = options->threads ? options->threads : 1,
                      .log = options->log,
                      .profile = options->profile,
+                     .time_products = options->time_products,
                      .computes_bf16 = true};
   s->device = device;
   snprintf(be->device, sizeof be->device, "cuda:%d", device);

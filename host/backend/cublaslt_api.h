@@ -23,6 +23,9 @@ enum {
   PX_LT_DESC_BIAS_DATA_TYPE = 26,
   PX_LT_EPILOGUE_BIAS = 4,
   PX_LT_PREF_MAX_WORKSPACE_BYTES = 1,
+  PX_LT_PREF_REDUCTION_SCHEME_MASK = 3,
+  PX_LT_REDUCTION_COMPUTE_TYPE = 2,
+  PX_LT_REDUCTION_OUTPUT_TYPE = 4,
   PX_LT_PREF_MIN_ALIGNMENT_A_BYTES = 5, /* B, C, D follow */
 };
 
@@ -54,6 +57,8 @@ typedef struct px_lt_heuristic {
   X(int, MatmulAlgoGetHeuristic,                                                                                \
     (void *handle, void *desc, void *a, void *b, void *c, void *d, void *preference, int wanted,                \
      px_lt_heuristic *results, int *count))                                                                     \
+  X(int, MatmulAlgoCheck,                                                                                       \
+    (void *handle, void *desc, void *a, void *b, void *c, void *d, const px_lt_algo *algo, px_lt_heuristic *result)) \
   X(int, Matmul,                                                                                                \
     (void *handle, void *desc, const void *alpha, const void *a, void *a_layout, const void *b, void *b_layout, \
      const void *beta, const void *c, void *c_layout, void *d, void *d_layout, const px_lt_algo *algo,          \

@@ -16,6 +16,7 @@ typedef struct state_field {
 } state_field;
 
 enum { FIELD_COUNT = 11 };
+#define PRODUCTS "products" /* an optional field: px_backend_choices */
 
 /* Sorted by key. */
 static void state_fields(px_run_state *s, int64_t *epoch, int64_t *row, int64_t *early, state_field out[FIELD_COUNT]) {
@@ -62,6 +63,24 @@ static px_status state_tensors(px_run *run, px_arena *arena, state_tensor **out,
   return PX_OK;
 }
 
+/* The fields and, where the device chose among algorithms, what it chose. Returns how many. */
+static int save_fields(px_run *run, const char *products, px_arena *arena, px_meta out[FIELD_COUNT + 1]) {
+  int64_t epoch = run->state.cursor.epoch, row = (int64_t)run->state.cursor.row, early = run->state.early_stopped;
+  state_field fields[FIELD_COUNT];
+  int n = 0;
+  state_fields(&run->state, &epoch, &row, &early, fields);
+  for (int i = 0; i < FIELD_COUNT; i++) { /* numbers in hexadecimal: exact */
+    if (products && strcmp(fields[i].key, PRODUCTS) > 0) {
+      out[n++] = (px_meta){PRODUCTS, products};
+      products = NULL;
+    }
+    out[n++] = (px_meta){fields[i].key, fields[i].kind == FIELD_INT
+                                            ? px_arena_printf(arena, "%lld", (long long)*(int64_t *)fields[i].at)
+                                            : px_arena_printf(arena, "%a", *(double *)fields[i].at)};
+  }
+  return n;
+}
+
 static px_status save_state(px_run *run, px_error *err) {
   px_arena arena = {0};
   state_tensor *tensors = NULL;
@@ -87,18 +106,14 @@ static px_status save_state(px_run *run, px_error *err) {
         .name = tensors[i].name, .dtype = PX_F32, .dims = 1, .shape = {tensors[i].count}, .data = host, .bytes = bytes};
   }
   if (status == PX_OK) status = px_backend_status(run->be, err);
-  int64_t epoch = run->state.cursor.epoch, row = (int64_t)run->state.cursor.row, early = run->state.early_stopped;
-  state_field fields[FIELD_COUNT];
-  px_meta meta[FIELD_COUNT];
-  state_fields(&run->state, &epoch, &row, &early, fields);
-  for (int i = 0; i < FIELD_COUNT; i++) /* numbers in hexadecimal: exact */
-    meta[i] = (px_meta){fields[i].key, fields[i].kind == FIELD_INT
-                                           ? px_arena_printf(&arena, "%lld", (long long)*(int64_t *)fields[i].at)
-                                           : px_arena_printf(&arena, "%a", *(double *)fields[i].at)};
+  px_meta meta[FIELD_COUNT + 1];
+  px_buf products = {0};
+  if (status == PX_OK) status = px_backend_choices(run->be, &products, err);
+  int fields = save_fields(run, products.data, &arena, meta);
   char *path = px_arena_printf(&arena, "%s/checkpoint/pfx_state.safetensors", run->options.out);
   if (status == PX_OK)
-    status = path ? px_safetensors_write(path, views, count, meta, FIELD_COUNT, err)
-                  : px_fail(err, PX_NO_MEMORY, "no memory");
+    status = path ? px_safetensors_write(path, views, count, meta, (size_t)fields, err) : px_fail(err, PX_NO_MEMORY, "no memory");
+  px_buf_free(&products);
   px_arena_free(&arena);
   return status;
 }
@@ -184,6 +199,8 @@ px_status px_run_load(px_run *run, bool *found, px_error *err) {
   if (!*found) return PX_OK;
   PX_TRY(px_safetensors_open(path, &list, &meta, &meta_count, err));
   px_status status = read_fields(run, path, meta, meta_count, err);
+  const char *products = px_meta_get(meta, meta_count, PRODUCTS);
+  if (status == PX_OK && products) status = px_backend_repeat(run->be, products, err);
   if (status == PX_OK) status = state_tensors(run, &arena, &tensors, &count, err);
   for (size_t i = 0; status == PX_OK && i < count; i++) {
     const px_tensor_view *view = px_tensor_find(&list, tensors[i].name);

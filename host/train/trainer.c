@@ -134,7 +134,7 @@ static px_status set_up(px_run *run, int32_t restored_tokens, px_error *err) {
   px_train_options *o = &run->options;
   PX_TRY(px_backend_open(
       &(px_backend_options){
-          .device = run->model->be->device, .threads = run->model->be->threads, .log = run->calls->log, .pack_weights = run->model->dtype == PX_BF16 ? PX_PACK_ALL : PX_PACK_TRANSPOSED},
+          .device = run->model->be->device, .threads = run->model->be->threads, .log = run->calls->log, .time_products = true, .pack_weights = run->model->dtype == PX_BF16 ? PX_PACK_ALL : PX_PACK_TRANSPOSED},
       &run->be, err));
   PX_TRY(px_tune_parse(o->tune, o->init, o->reparam, &run->spec, err));
   run->spec.force = o->force;

@@ -21,6 +21,7 @@ def emulated(**settings):
 class Cuda(command.CommandTest):
     def setUp(self):
         super().setUp()
+        os.environ["XDG_CACHE_HOME"] = os.path.abspath("cache")  # where chosen algorithms are kept
         copy_model("llama_tied")
         self.vocab = json.loads(read("model/config.json"))["vocab_size"]
         write_rows("rows.jsonl", id_rows(24, self.vocab))
@@ -102,6 +103,96 @@ class Steps(Cuda):
         self.assertEqual(long[:2], short[:2])
         self.assertEqual((short[2:], long[2:]), ([1, 3], [1, 8]))  # all but the first step
         self.assertEqual(self.counted("--steps", "4", *all_rows, "--no-graph", out="plain")[2:], [0, 0])
+
+
+class Products(Cuda):
+    """Which of cuBLASLt's algorithms a run takes: the stand-in's add in other orders, so other ones are other bits."""
+    CACHE = "cache/pfx/products/emulated-device--cuBLASLt-13.0.0.txt"
+
+    def steps(self, out, fastest, *more):
+        self.train("--steps", "4", "--save-every", "2", "--batch-rows", "24", *more, out=out, env=emulated(candidates=4, fastest=fastest))
+
+    def differ(self, run, other):
+        with self.assertRaises(AssertionError):
+            self.same_result(run, other)
+
+    def test_the_fastest_is_taken_and_remembered(self):
+        self.train("--steps", "4", "--save-every", "2", "--batch-rows", "24", out="first_named")
+        os.remove(self.CACHE)
+        self.steps("third", 2)
+        lines = read(self.CACHE).decode().splitlines()
+        self.assertEqual(lines[0], "pfx products 1: emulated device, cuBLASLt 13.0.0")
+        self.assertEqual({line.split()[8 + 6] for line in lines[1:]}, {"2"})
+        self.steps("remembered", 1)
+        self.same_result("third", "remembered")
+        os.remove(self.CACHE)
+        self.steps("second", 1)
+        self.steps("no_graph", 0, "--no-graph")
+        self.same_result("second", "no_graph")
+        self.differ("second", "third")
+        self.differ("second", "first_named")
+
+    def test_a_resumed_run_repeats_the_choice(self):
+        self.steps("whole", 2)
+        self.steps("parts", 2, "--stop-after", "2")
+        for other in ("absent", "different"):
+            command.shutil.rmtree("cache", ignore_errors=True)  # what was told and not measured is not kept there
+            if other == "different":
+                self.steps("of_another_day", 1)
+            command.shutil.copytree("parts", other)
+            self.pfx("train", "--resume", other, "--quiet", env=emulated(candidates=4, fastest=3))
+            self.same_result("whole", other)
+
+    def test_evaluation_takes_what_training_found(self):
+        """And measures nothing itself."""
+        args = ("eval", "--model", "model", "--data", "rows.jsonl", "--device", "cuda", "--dtype", "f32", "--quiet")
+        self.pfx(*args, env=emulated(candidates=4, fastest=2))
+        self.assertFalse(os.path.exists("cache"))
+
+    def test_damaged_or_unwritable(self):
+        self.steps("good", 2)
+        good = read(self.CACHE)
+        for n, bad in enumerate((b"", b"\xff\0\n", good[:len(good) // 2], good.replace(b" 2 ", b" 4711 "))):
+            with self.subTest(n):
+                with open(self.CACHE, "wb") as f:
+                    f.write(bad)
+                self.steps(f"bad{n}", 2)
+                self.same_result("good", f"bad{n}")
+                if n < 3:
+                    self.assertEqual(read(self.CACHE), good)
+        command.shutil.rmtree("cache")
+        command.write("cache", b"")
+        self.steps("unwritable", 2)
+        self.same_result("good", "unwritable")
+
+    def test_measured_once(self):
+        counts = []
+        for steps in (4, 9):
+            counts.append(self.train("--steps", str(steps), "--batch-rows", "24", "--save-every", "-1", out=f"steps{steps}",
+                                     env=emulated(count=1, candidates=4))[1])
+            command.shutil.rmtree("cache")
+        self.assertEqual(*(re.match(r"emulator: \d+ allocations, ", text).group() for text in counts))
+
+    def test_every_call_fails_once(self):
+        self.train("--steps", "2", out="good", env=emulated(candidates=2))
+        number, refused = 1, 0
+        while True:
+            command.shutil.rmtree("cache", ignore_errors=True)
+            done = command.subprocess.run(
+                [command.PFX, "train", "--model", "model", "--data", "rows.jsonl", "--device", "cuda", *SMALL, "--tune", "prefix:2", "--steps", "2",
+                 "--out", f"run{number}"], env=emulated(lt_fail=number, candidates=2), capture_output=True, text=True, timeout=300)
+            failed, happened, err = done.stderr.partition(f"emulator: call {number} of cuBLASLt fails\n")
+            if not happened:
+                self.assertEqual((done.returncode, failed), (0, ""))
+                break
+            if done.returncode:  # else one candidate less
+                refused += 1
+                self.assertIn(done.returncode, (1, 5), f"call {number}: {done.stderr}")
+                self.assertRegex(failed + err, r"\Apfx: [^\n]+cuBLASLt[^\n]+\n\Z", f"call {number}")
+            if os.path.exists(f"run{number}"):
+                self.assertEqual([name for name in files(f"run{number}") if "tmp" in name], [])
+            number += 1 if number < 40 else 1 + number // 6
+        self.assertGreater(refused, 30)
 
 
 class Using(Cuda):

@@ -35,6 +35,8 @@ void run_grid(const char *name, dim3 grid, dim3 block, size_t shared_bytes, cons
 unsigned seed();
 unsigned draw(unsigned below);
 long setting(const char *name, long otherwise); /* of the environment */
+/* Time passes only where work says how much it takes; events tell it. */
+void spend(double ms);
 
 }  // namespace px_emu
 

@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: MIT
  * A stand-in for libcublasLt.so: the calls that pfx makes, on plain loops, checking every descriptor as the real
- * library would. It is opened at run time as that one is. */
+ * library would. It is opened at run time as that one is.
+ *
+ * PX_EMU_REFUSE=1: it supports no product. PX_EMU_CANDIDATES=N: it names N algorithms (1), which add in other orders;
+ * the one that PX_EMU_FASTEST numbers (0) takes half of the others' time. PX_EMU_LT_FAIL=N: its Nth call fails. */
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <vector>
@@ -11,7 +15,8 @@
 
 namespace {
 
-enum { SUCCESS = 0, INVALID = 7, UNSUPPORTED = 15, R_32F = 0, R_16BF = 14, COMPUTE_32F = 68 };
+enum { SUCCESS = 0, NO_MEMORY = 3, INVALID = 7, UNSUPPORTED = 15, R_32F = 0, R_16BF = 14, COMPUTE_32F = 68 };
+enum { REDUCTION_IN_PLACE = 1 }; /* sums in the order in which blocks end: nobody who repeats asks for it */
 enum { MAGIC_DESC = 0x44455343, MAGIC_LAYOUT = 0x4c41594f, MAGIC_PREFERENCE = 0x50524546, MAGIC_ALGO = 0x414c474f };
 
 struct description {
@@ -25,8 +30,10 @@ struct layout {
 struct preference {
   int magic;
   size_t workspace_bytes;
-  uint32_t alignment[4];
+  uint32_t alignment[4], reductions;
 };
+/* What the library keeps in its opaque numbers. */
+enum { ALGO_MAGIC, ALGO_ALIGNMENT, ALGO_WORKSPACE = 5, ALGO_NUMBER };
 struct algorithm {
   uint64_t data[8];
 };
@@ -65,8 +72,26 @@ bool holds(const layout &l, const void *p) {
   return px_emu::memory_holds(p, (((size_t)l.cols - 1) * (size_t)l.ld + (size_t)l.rows) * bytes_of(l.type));
 }
 
+/* In order, from the end, or in strides: the algorithm's number. */
+float dot(const float *a, const float *b, uint64_t depth, uint64_t algorithm) {
+  float sum = 0;
+  if (algorithm < 2) {
+    for (uint64_t k = 0; k < depth; k++) {
+      uint64_t at = algorithm ? depth - 1 - k : k;
+      sum += a[at] * b[at];
+    }
+    return sum;
+  }
+  for (uint64_t first = 0; first < algorithm; first++) {
+    float part = 0;
+    for (uint64_t k = first; k < depth; k += algorithm) part += a[k] * b[k];
+    sum += part;
+  }
+  return sum;
+}
+
 void multiply(description d, layout la, const void *a, layout lb, const void *b, float alpha, float beta, layout lc,
-              void *c) {
+              void *c, uint64_t algorithm) {
   uint64_t depth = d.trans_a ? la.rows : la.cols;
   std::vector<float> left(la.rows * la.cols); /* [row of op(a)][k] */
   for (uint64_t i = 0; i < lc.rows; i++)
@@ -75,9 +100,7 @@ void multiply(description d, layout la, const void *a, layout lb, const void *b,
   for (uint64_t j = 0; j < lc.cols; j++) {
     for (uint64_t k = 0; k < depth; k++) column[k] = d.trans_b ? get(lb, b, j, k) : get(lb, b, k, j);
     for (uint64_t i = 0; i < lc.rows; i++) {
-      float sum = 0;
-      for (uint64_t k = 0; k < depth; k++) sum += left[i * depth + k] * column[k];
-      sum *= alpha;
+      float sum = alpha * dot(&left[i * depth], column.data(), depth, algorithm);
       put(lc, c, i, j, beta != 0 ? sum + beta * get(lc, c, i, j) : sum);
     }
   }
@@ -98,11 +121,26 @@ int check(const description *d, const layout *a, const layout *b, const layout *
   return SUCCESS;
 }
 
+/* First thing in every call that answers with a status. */
+int enter() {
+  static long calls;
+  if (++calls != px_emu::setting("PX_EMU_LT_FAIL", 0)) return SUCCESS;
+  fprintf(stderr, "emulator: call %ld of cuBLASLt fails\n", calls);
+  return NO_MEMORY;
+}
+#define ENTER()                        \
+  do {                                 \
+    if (int code_ = enter()) return code_; \
+  } while (0)
+
+bool valid_algorithm(const algorithm *a) { return a && a->data[ALGO_MAGIC] == MAGIC_ALGO && a->data[ALGO_NUMBER] < 64; }
+
 }  // namespace
 
 extern "C" {
 
 int cublasLtCreate(void **handle) {
+  ENTER();
   *handle = new int(1);
   return SUCCESS;
 }
@@ -113,6 +151,7 @@ int cublasLtDestroy(void *handle) {
 size_t cublasLtGetVersion(void) { return 130000; }
 
 int cublasLtMatmulDescCreate(void **desc, int compute, int scale_type) {
+  ENTER();
   if (compute != COMPUTE_32F || scale_type != R_32F) return INVALID;
   *desc = new description{MAGIC_DESC, 0, 0};
   return SUCCESS;
@@ -122,6 +161,7 @@ int cublasLtMatmulDescDestroy(void *desc) {
   return SUCCESS;
 }
 int cublasLtMatmulDescSetAttribute(void *desc, int what, const void *value, size_t bytes) {
+  ENTER();
   description *d = static_cast<description *>(desc);
   if (d->magic != MAGIC_DESC || bytes != 4) return INVALID;
   int v;
@@ -136,6 +176,7 @@ int cublasLtMatmulDescSetAttribute(void *desc, int what, const void *value, size
   return SUCCESS;
 }
 int cublasLtMatrixLayoutCreate(void **out, int type, uint64_t rows, uint64_t cols, int64_t ld) {
+  ENTER();
   *out = new layout{MAGIC_LAYOUT, type, rows, cols, ld};
   return SUCCESS;
 }
@@ -144,7 +185,8 @@ int cublasLtMatrixLayoutDestroy(void *l) {
   return SUCCESS;
 }
 int cublasLtMatmulPreferenceCreate(void **out) {
-  *out = new preference{MAGIC_PREFERENCE, 0, {256, 256, 256, 256}};
+  ENTER();
+  *out = new preference{MAGIC_PREFERENCE, 0, {256, 256, 256, 256}, 0xffffffff};
   return SUCCESS;
 }
 int cublasLtMatmulPreferenceDestroy(void *p) {
@@ -152,10 +194,13 @@ int cublasLtMatmulPreferenceDestroy(void *p) {
   return SUCCESS;
 }
 int cublasLtMatmulPreferenceSetAttribute(void *at, int what, const void *value, size_t bytes) {
+  ENTER();
   preference *p = static_cast<preference *>(at);
   if (p->magic != MAGIC_PREFERENCE) return INVALID;
   if (what == 1 && bytes == sizeof p->workspace_bytes)
     memcpy(&p->workspace_bytes, value, bytes);
+  else if (what == 3 && bytes == 4)
+    memcpy(&p->reductions, value, 4);
   else if (what >= 5 && what <= 8 && bytes == 4)
     memcpy(&p->alignment[what - 5], value, 4);
   else
@@ -163,22 +208,40 @@ int cublasLtMatmulPreferenceSetAttribute(void *at, int what, const void *value, 
   return SUCCESS;
 }
 
-/* Alignment is that which the preference promised; the product checks it. PX_EMU_REFUSE=1: nothing is supported. */
+/* Alignment is that which the preference promised; the product checks it. */
 int cublasLtMatmulAlgoGetHeuristic(void *, void *desc, void *a, void *b, void *c, void *d, void *preferred, int wanted,
                                    heuristic *results, int *count) {
+  ENTER();
   preference *p = static_cast<preference *>(preferred);
   int code = check(static_cast<description *>(desc), static_cast<layout *>(a), static_cast<layout *>(b),
                    static_cast<layout *>(d));
   *count = 0;
   if (code == SUCCESS && (c != d || wanted < 1 || p->magic != MAGIC_PREFERENCE)) code = INVALID;
+  if (code == SUCCESS && (p->reductions & REDUCTION_IN_PLACE)) code = INVALID;
   if (code == SUCCESS && px_emu::setting("PX_EMU_REFUSE", 0)) code = UNSUPPORTED;
   if (code != SUCCESS) return code;
-  heuristic h = {};
-  h.algo.data[0] = MAGIC_ALGO;
-  for (int i = 0; i < 4; i++) h.algo.data[1 + i] = p->alignment[i];
-  h.algo.data[5] = h.workspace_bytes = p->workspace_bytes / 2;
-  results[0] = h;
-  *count = 1;
+  for (int i = 0; i < wanted && i < px_emu::setting("PX_EMU_CANDIDATES", 1); i++) {
+    heuristic h = {};
+    h.algo.data[ALGO_MAGIC] = MAGIC_ALGO;
+    for (int k = 0; k < 4; k++) h.algo.data[ALGO_ALIGNMENT + k] = p->alignment[k];
+    h.algo.data[ALGO_WORKSPACE] = h.workspace_bytes = p->workspace_bytes / 2;
+    h.algo.data[ALGO_NUMBER] = (uint64_t)i;
+    results[(*count)++] = h;
+  }
+  return SUCCESS;
+}
+
+/* Whether an algorithm, of another day perhaps, does this product. */
+int cublasLtMatmulAlgoCheck(void *, void *desc, void *a, void *b, void *c, void *d, const algorithm *algo,
+                            heuristic *result) {
+  ENTER();
+  int code = check(static_cast<description *>(desc), static_cast<layout *>(a), static_cast<layout *>(b),
+                   static_cast<layout *>(d));
+  if (code == SUCCESS && (c != d || !valid_algorithm(algo))) code = INVALID;
+  if (code != SUCCESS) return code;
+  *result = {};
+  result->algo = *algo;
+  result->workspace_bytes = algo->data[ALGO_WORKSPACE];
   return SUCCESS;
 }
 
@@ -188,13 +251,14 @@ int cublasLtMatmul(void *handle, void *desc, const void *alpha, const void *a, v
   description *d = static_cast<description *>(desc);
   layout *la = static_cast<layout *>(a_layout), *lb = static_cast<layout *>(b_layout),
          *lc = static_cast<layout *>(out_layout);
-  if (!handle || *static_cast<int *>(handle) != 1 || !algo || algo->data[0] != MAGIC_ALGO) return INVALID;
+  ENTER();
+  if (!handle || *static_cast<int *>(handle) != 1 || !valid_algorithm(algo)) return INVALID;
   int code = check(d, la, lb, lc);
   if (code != SUCCESS) return code;
   const void *pointers[] = {a, b, c, out};
   for (int i = 0; i < 4; i++)
-    if ((uintptr_t)pointers[i] % algo->data[1 + i]) return INVALID;
-  if (c != out || c_layout != out_layout || workspace_bytes < algo->data[5]) return INVALID;
+    if ((uintptr_t)pointers[i] % algo->data[ALGO_ALIGNMENT + i]) return INVALID;
+  if (c != out || c_layout != out_layout || workspace_bytes < algo->data[ALGO_WORKSPACE]) return INVALID;
   if (!holds(*la, a) || !holds(*lb, b) || !holds(*lc, out) ||
       (workspace_bytes && !px_emu::memory_holds(workspace, workspace_bytes))) {
     px_emu::enqueue(stream, "cublasLtMatmul", [] { px_emu::stick(cudaErrorIllegalAddress); });
@@ -203,9 +267,11 @@ int cublasLtMatmul(void *handle, void *desc, const void *alpha, const void *a, v
   float alpha_value = *static_cast<const float *>(alpha), beta_value = *static_cast<const float *>(beta);
   description d_copy = *d;
   layout la_copy = *la, lb_copy = *lb, lc_copy = *lc;
+  uint64_t number = algo->data[ALGO_NUMBER];
   px_emu::enqueue(stream, "cublasLtMatmul", [=] {
+    px_emu::spend((long)number == px_emu::setting("PX_EMU_FASTEST", 0) ? 0.5 : 1);
     if (workspace_bytes) memset(workspace, 0xff, workspace_bytes < 4096 ? workspace_bytes : 4096);
-    multiply(d_copy, la_copy, a, lb_copy, b, alpha_value, beta_value, lc_copy, out);
+    multiply(d_copy, la_copy, a, lb_copy, b, alpha_value, beta_value, lc_copy, out, number);
   });
   return SUCCESS;
 }

@@ -17,6 +17,8 @@
 
 struct CUevent_st {
   unsigned asked, done; /* records enqueued, records reached */
+  bool timed;
+  double at_ms; /* of the last record reached */
 };
 
 struct px_work {
@@ -48,6 +50,7 @@ std::map<const char *, size_t> pinned; /* host memory: start, bytes */
 std::map<const void *, size_t> allowed;
 unsigned random_state;
 long calls;
+double now_ms;
 
 CUstream_st *stream_of(cudaStream_t s) {
   if (s) {
@@ -148,6 +151,7 @@ unsigned draw(unsigned below) {
 }
 
 void stick(cudaError_t error) { sticky = error; }
+void spend(double ms) { now_ms += ms; }
 cudaError_t set_error(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
@@ -370,9 +374,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return code;
 }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) {
   ENTER();
   *event = new CUevent_st();
+  (*event)->timed = !(flags & cudaEventDisableTiming);
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
@@ -384,7 +389,10 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   ENTER();
   unsigned number = ++event->asked;
-  enqueue(stream, "record", [=] { event->done = number; });
+  enqueue(stream, "record", [=] {
+    event->done = number;
+    event->at_ms = now_ms;
+  });
   return cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
@@ -398,9 +406,11 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   drain([=] { return (int)(event->done - number) >= 0; });
   return sticky;
 }
-cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t, cudaEvent_t) {
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end) {
   ENTER();
-  *ms = 0;
+  if (!start->timed || !end->timed || !start->asked || !end->asked) return set_error(cudaErrorInvalidResourceHandle);
+  if (start->done != start->asked || end->done != end->asked) return set_error(cudaErrorNotReady);
+  *ms = (float)(end->at_ms - start->at_ms);
   return cudaSuccess;
 }
 
