@@ -14,6 +14,7 @@ const char *px_gemm_check(const px_gemm_args *a) {
   if (a->ldc < a->n || (a->k && (a->lda < (a->trans_a ? a->m : a->k) || a->ldb < (a->trans_b ? a->k : a->n))))
     return "a leading dimension is shorter than its row";
   if (!a->c || (a->k && (!a->a || !a->b))) return "a pointer is missing";
+  if (a->gelu && (a->accumulate || a->ldg < a->n)) return "gelu takes no accumulate, and rows of n elements at least";
   return NULL;
 }
 
@@ -21,7 +22,8 @@ px_cost px_gemm_cost(const px_gemm_args *a) {
   double m = (double)a->m, n = (double)a->n, k = (double)a->k;
   double element = (double)px_dtype_bytes(a->type, 1), c_element = (double)px_dtype_bytes(a->c_type, 1);
   double bias = a->bias ? n * (double)px_dtype_bytes(a->bias_type, 1) : 0;
-  return (px_cost){.bytes = element * (m * k + k * n) + c_element * m * n * (a->accumulate ? 2 : 1) + bias,
+  int times = 1 + (a->accumulate || a->gelu);
+  return (px_cost){.bytes = element * (m * k + k * n) + c_element * m * n * times + bias,
                    .operations = 2 * m * n * k};
 }
 

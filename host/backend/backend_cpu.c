@@ -53,6 +53,10 @@ static int lora_by_id(px_backend *be, const px_lora_args *a) {
 static int gemm(px_backend *be, const px_gemm_args *a) {
   use_threads(be);
   int code = px_product_gemm(be->own, a);
+  if (!code && a->gelu) {
+    px_act_fwd_args act = px_gemm_gelu(a);
+    return px_act_fwd_cpu(&act);
+  }
   if (!px_product_is_no_memory(code)) return -code;
   px_backend_fail(be, PX_NO_MEMORY, "cpu backend: gemm: no memory for the product's workspace");
   return 0;

@@ -1,52 +1,18 @@
 /* SPDX-License-Identifier: MIT
  * cuBLASLt counts columns first, so the product c = A B of rows is given to it as c^T = B^T A^T: its first matrix is
  * our b, its second our a. A plan (descriptor, layouts, algorithm) is made once per shape and kept; nothing is created
- * when a shape comes again. What cuBLASLt refuses goes to a kernel of our own.
- *
- * Algorithm: the one that is remembered for the shape (in the device's file, or a checkpoint); else, where the backend
- * times products, the fastest of the library's first few; else its first. Only reductions that repeat are asked for:
- * those in place add in the order in which blocks happen to end. */
+ * when a shape comes again. Bias and GELU go with the product where the library has it so; what it refuses is done by
+ * kernels of our own. Only reductions that repeat are asked for: those in place add in the order in which blocks end. */
 #include "backend/gemm_cublaslt.h"
 
 #include <dlfcn.h>
-#include <stdio.h>
 #include <stdlib.h>
 
-#include "backend/cublaslt_api.h"
+#include "backend/cublaslt_plan.h"
 #include "backend/cuda_library.h"
-#include "backend/product_choices.h"
 #include "core/memory.h"
 
-enum { LT_NO_MEMORY = 3 }; /* the library's own number for it */
-enum { WORKSPACE_BYTES = 32 << 20, WORKSPACE_LEAST = 1 << 20, ALIGNED_TO = 16, CANDIDATES = 8 };
-
-/* What a plan depends on; compared as bytes, so it has no padding. */
-typedef struct shape {
-  int64_t m, n, k, lda, ldb, ldc;
-  int32_t align_a, align_b, align_c;
-  int8_t type, c_type, trans_a, trans_b;
-} shape;
-
-typedef struct plan {
-  shape key;
-  void *desc, *a, *b, *c; /* in cuBLASLt's order */
-  px_lt_algo algo;
-  bool refused;
-} plan;
-
-struct px_lt {
-  px_backend *be;
-  px_lt_api api;
-  void *handle, *preference, *workspace;
-  size_t workspace_bytes;
-  plan *plans;
-  size_t plan_count, plan_capacity;
-  bool warned;
-  px_choices used;  /* by this backend, or by the run that it goes on with */
-  px_choices known; /* of the device's file */
-  bool unsaved;     /* choices that the file lacks */
-  char name[48], identity[320];
-};
+enum { WORKSPACE_BYTES = 32 << 20, WORKSPACE_LEAST = 1 << 20, ALIGNED_TO = 16 };
 
 static px_status find_calls(px_lt *lt, void *library, px_error *err) {
 #define PX_LT_FIND(result, call, arguments)                                                                     \
@@ -82,42 +48,6 @@ static int start(px_lt *lt) {
                                                      sizeof repeatable);
 }
 
-/* Names the library and the device, and reads what was chosen for the two before. */
-static px_status remember(px_lt *lt, px_error *err) {
-  struct cudaDeviceProp device = {0};
-  int number = 0;
-  cudaError_t e = cudaGetDevice(&number);
-  if (e == cudaSuccess) e = cudaGetDeviceProperties(&device, number);
-  if (e != cudaSuccess) return px_fail(err, PX_NO_DEVICE, "cuBLASLt does not start: %s", cudaGetErrorString(e));
-  size_t v = lt->api.GetVersion();
-  snprintf(lt->name, sizeof lt->name, "cuBLASLt %zu.%zu.%zu", v / 10000, v / 100 % 100, v % 100);
-  snprintf(lt->identity, sizeof lt->identity, "%s, %s", device.name, lt->name);
-  px_arena arena = {0};
-  char *path = px_choices_path(lt->identity, &arena);
-  px_status status = path ? px_choices_load(&lt->known, path, lt->identity) : PX_OK;
-  px_arena_free(&arena);
-  return status == PX_OK ? PX_OK : px_fail(err, status, "no memory");
-}
-
-/* A file that cannot be written costs the next process its measurements, nothing else. */
-static void save(px_lt *lt) {
-  px_arena arena = {0};
-  px_error why;
-  char *path = lt->unsaved ? px_choices_path(lt->identity, &arena) : NULL;
-  if (path && px_choices_save(&lt->used, path, lt->identity, &why) != PX_OK)
-    px_log_message(&lt->be->log, PX_LOG_VERBOSE, "chosen products are not kept: %s", why.message);
-  lt->unsaved = false;
-  px_arena_free(&arena);
-}
-
-px_status px_lt_choices(px_lt *lt, px_buf *out) {
-  save(lt);
-  if (lt->used.count) px_choices_print(&lt->used, lt->identity, out);
-  return out->failed ? PX_NO_MEMORY : PX_OK;
-}
-
-px_status px_lt_repeat(px_lt *lt, const char *text) { return px_choices_read(&lt->used, text, lt->identity); }
-
 px_status px_lt_open(px_backend *be, px_lt **out, px_error *err) {
   static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12", NULL};
   void *library;
@@ -128,7 +58,7 @@ px_status px_lt_open(px_backend *be, px_lt **out, px_error *err) {
   px_status status = find_calls(lt, library, err);
   int code = status == PX_OK ? start(lt) : 0;
   if (code) status = px_fail(err, PX_NO_DEVICE, "cuBLASLt does not start: %s", px_lt_error_text(code));
-  if (status == PX_OK) status = remember(lt, err);
+  if (status == PX_OK) status = px_lt_remember(lt, err);
   if (status != PX_OK) {
     px_lt_close(lt);
     return status;
@@ -137,7 +67,7 @@ px_status px_lt_open(px_backend *be, px_lt **out, px_error *err) {
   return PX_OK;
 }
 
-static void plan_free(px_lt *lt, plan *p) {
+static void plan_free(px_lt *lt, px_lt_plan *p) {
   if (p->desc) lt->api.MatmulDescDestroy(p->desc);
   if (p->a) lt->api.MatrixLayoutDestroy(p->a);
   if (p->b) lt->api.MatrixLayoutDestroy(p->b);
@@ -146,7 +76,7 @@ static void plan_free(px_lt *lt, plan *p) {
 
 void px_lt_close(px_lt *lt) {
   if (!lt) return;
-  save(lt);
+  px_lt_keep(lt);
   px_choices_free(&lt->used);
   px_choices_free(&lt->known);
   for (size_t i = 0; i < lt->plan_count; i++) plan_free(lt, &lt->plans[i]);
@@ -163,9 +93,9 @@ const char *px_lt_error_text(int status) {
   switch (status) {
     case 1:
       return "cuBLASLt is not initialised";
-    case LT_NO_MEMORY:
+    case PX_LT_NO_MEMORY:
       return "cuBLASLt found no memory";
-    case 7:
+    case PX_LT_INVALID_VALUE:
       return "cuBLASLt refuses a value";
     case 8:
       return "cuBLASLt does not know this device's architecture";
@@ -184,20 +114,33 @@ static int32_t alignment(const void *p) {
   return bytes;
 }
 
-static shape shape_of(const px_gemm_args *a) {
-  return (shape){.m = a->m,
-                 .n = a->n,
-                 .k = a->k,
-                 .lda = a->lda,
-                 .ldb = a->ldb,
-                 .ldc = a->ldc,
-                 .align_a = alignment(a->a),
-                 .align_b = alignment(a->b),
-                 .align_c = alignment(a->c),
-                 .type = (int8_t)a->type,
-                 .c_type = (int8_t)a->c_type,
-                 .trans_a = a->trans_a,
-                 .trans_b = a->trans_b};
+static px_lt_shape shape_of(const px_gemm_args *a) {
+  return (px_lt_shape){.m = a->m,
+                       .n = a->n,
+                       .k = a->k,
+                       .lda = a->lda,
+                       .ldb = a->ldb,
+                       .ldc = a->ldc,
+                       .ldg = a->gelu ? a->ldg : 0,
+                       .align_a = alignment(a->a),
+                       .align_b = alignment(a->b),
+                       .align_c = alignment(a->c),
+                       .align_bias = a->bias ? alignment(a->bias) : 0,
+                       .align_gelu = a->gelu ? alignment(a->gelu) : 0,
+                       .type = (int8_t)a->type,
+                       .c_type = (int8_t)a->c_type,
+                       .bias_type = (int8_t)(a->bias ? a->bias_type : 0),
+                       .trans = (int8_t)(a->trans_a | a->trans_b << 1)};
+}
+
+/* The library takes a bias of c's own type, and a GELU whose two results lie alike. */
+static int possible_with(const px_lt_shape *s) {
+  int with = 0;
+  if (s->align_bias == ALIGNED_TO && s->bias_type == s->c_type) with |= PX_LT_WITH_BIAS;
+  bool bias_is_in = !s->align_bias || (with & PX_LT_WITH_BIAS);
+  if (bias_is_in && s->align_gelu == ALIGNED_TO && s->align_c == ALIGNED_TO && s->ldg == s->ldc && s->ldc % 8 == 0)
+    with |= PX_LT_WITH_GELU;
+  return with;
 }
 
 static int type_of(px_dtype t) { return t == PX_F32 ? PX_LT_R_32F : PX_LT_R_16BF; }
@@ -208,14 +151,42 @@ static int type_of(px_dtype t) { return t == PX_F32 ? PX_LT_R_32F : PX_LT_R_16BF
     if (code_) return code_; \
   } while (0)
 
-static int describe(px_lt *lt, const px_gemm_args *a, const shape *s, plan *p) {
+/* The pointers of this call, where desc has others. */
+static int point(px_lt *lt, const px_gemm_args *a, px_lt_plan *p, const void *c) {
+  if ((p->with & PX_LT_WITH_BIAS) && p->bias != a->bias) {
+    LT_TRY(lt->api.MatmulDescSetAttribute(p->desc, PX_LT_DESC_BIAS_POINTER, &a->bias, sizeof a->bias));
+    p->bias = a->bias;
+  }
+  if ((p->with & PX_LT_WITH_GELU) && p->aux != c) {
+    LT_TRY(lt->api.MatmulDescSetAttribute(p->desc, PX_LT_DESC_EPILOGUE_AUX_POINTER, &c, sizeof c));
+    p->aux = c;
+  }
+  return 0;
+}
+
+static int describe_epilogue(px_lt *lt, const px_gemm_args *a, px_lt_plan *p) {
+  if (!p->with) return 0;
+  int type = type_of(a->c_type), epilogue = p->with == PX_LT_WITH_BIAS   ? PX_LT_EPILOGUE_BIAS
+                                            : p->with == PX_LT_WITH_GELU ? PX_LT_EPILOGUE_GELU_AUX
+                                                                         : PX_LT_EPILOGUE_GELU_AUX_BIAS;
+  LT_TRY(lt->api.MatmulDescSetAttribute(p->desc, PX_LT_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+  if (p->with & PX_LT_WITH_BIAS)
+    LT_TRY(lt->api.MatmulDescSetAttribute(p->desc, PX_LT_DESC_BIAS_DATA_TYPE, &type, sizeof type));
+  if (p->with & PX_LT_WITH_GELU)
+    LT_TRY(lt->api.MatmulDescSetAttribute(p->desc, PX_LT_DESC_EPILOGUE_AUX_LD, &a->ldc, sizeof a->ldc));
+  return point(lt, a, p, a->c);
+}
+
+static int describe(px_lt *lt, const px_gemm_args *a, px_lt_plan *p) {
   const px_lt_api *api = &lt->api;
+  const px_lt_shape *s = &p->key;
   int type = type_of(a->type), first = a->trans_b ? PX_LT_OP_T : PX_LT_OP_N,
       second = a->trans_a ? PX_LT_OP_T : PX_LT_OP_N;
   uint32_t aligned[] = {(uint32_t)s->align_b, (uint32_t)s->align_a, (uint32_t)s->align_c, (uint32_t)s->align_c};
   LT_TRY(api->MatmulDescCreate(&p->desc, PX_LT_COMPUTE_32F, PX_LT_R_32F));
   LT_TRY(api->MatmulDescSetAttribute(p->desc, PX_LT_DESC_TRANSA, &first, sizeof first));
   LT_TRY(api->MatmulDescSetAttribute(p->desc, PX_LT_DESC_TRANSB, &second, sizeof second));
+  LT_TRY(describe_epilogue(lt, a, p));
   uint64_t b_rows = (uint64_t)(a->trans_b ? a->k : a->n), b_cols = (uint64_t)(a->trans_b ? a->n : a->k);
   uint64_t a_rows = (uint64_t)(a->trans_a ? a->m : a->k), a_cols = (uint64_t)(a->trans_a ? a->k : a->m);
   LT_TRY(api->MatrixLayoutCreate(&p->a, type, b_rows, b_cols, a->ldb));
@@ -227,123 +198,40 @@ static int describe(px_lt *lt, const px_gemm_args *a, const shape *s, plan *p) {
   return 0;
 }
 
-static int multiply(px_lt *lt, const px_gemm_args *a, const plan *p, const px_lt_algo *algo, void *c, float beta,
-                    cudaStream_t stream) {
-  const float one = 1;
-  return lt->api.Matmul(lt->handle, p->desc, &one, a->b, p->a, a->a, p->b, &beta, c, p->c, c, p->c, algo, lt->workspace,
+int px_lt_multiply(px_lt *lt, const px_gemm_args *a, px_lt_plan *p, const px_lt_algo *algo, void *c, cudaStream_t stream) {
+  const float one = 1, beta = a->accumulate && c == a->c;
+  void *out = p->with & PX_LT_WITH_GELU ? a->gelu : c;
+  LT_TRY(point(lt, a, p, c));
+  return lt->api.Matmul(lt->handle, p->desc, &one, a->b, p->a, a->a, p->b, &beta, out, p->c, out, p->c, algo, lt->workspace,
                         lt->workspace_bytes, stream);
 }
 
-/* ---- which algorithm ---- */
-
-typedef struct stopwatch {
-  cudaEvent_t start, stop;
-  cudaStream_t stream;
-  void *c; /* a place for results */
-} stopwatch;
-
-static cudaError_t time_runs(px_lt *lt, const px_gemm_args *a, const plan *p, const px_lt_algo *algo,
-                             const stopwatch *w, int runs, float *ms) {
-  cudaError_t e = cudaEventRecord(w->start, w->stream);
-  for (int i = 0; i < runs; i++) multiply(lt, a, p, algo, w->c, 0, w->stream);
-  if (e == cudaSuccess) e = cudaEventRecord(w->stop, w->stream);
-  if (e == cudaSuccess) e = cudaEventSynchronize(w->stop);
-  return e == cudaSuccess ? cudaEventElapsedTime(ms, w->start, w->stop) : e;
-}
-
-/* The index of the fastest. A later one has to be 3 % faster than the library's own favourite: less is noise. */
-static cudaError_t fastest(px_lt *lt, const px_gemm_args *a, const plan *p, const px_lt_heuristic *found, int count,
-                           const stopwatch *w, int *best) {
-  const float at_least_ms = 0.5f;
-  enum { MOST_RUNS = 20 };
-  float best_ms = 0;
-  for (int i = 0; i < count; i++) {
-    float ms = 0;
-    if (found[i].state || multiply(lt, a, p, &found[i].algo, w->c, 0, w->stream)) continue; /* and is warm */
-    cudaError_t e = time_runs(lt, a, p, &found[i].algo, w, 1, &ms);
-    int runs = ms * MOST_RUNS > at_least_ms ? (int)(at_least_ms / ms) : MOST_RUNS;
-    if (e == cudaSuccess && runs > 1) e = time_runs(lt, a, p, &found[i].algo, w, runs, &ms);
-    if (e != cudaSuccess) return e;
-    ms /= (float)(runs > 1 ? runs : 1);
-    if (best_ms > 0 && ms >= 0.97f * best_ms) continue;
-    *best = i;
-    best_ms = ms;
+/* With all that can go with the product, or less of it, down to nothing. */
+static int make_plan(px_lt *lt, const px_gemm_args *a, px_lt_plan *p, cudaStream_t stream) {
+  const px_lt_plan bare = *p;
+  for (int with = possible_with(&p->key);; with &= ~PX_LT_WITH_GELU) {
+    *p = bare;
+    p->with = with;
+    int code = -describe(lt, a, p);
+    if (!code) code = px_lt_choose(lt, a, p, stream);
+    bool less = with && (code == -PX_LT_NOT_SUPPORTED || code == -PX_LT_INVALID_VALUE);
+    if (!less) return code;
+    plan_free(lt, p);
+    if (!(with & PX_LT_WITH_GELU)) with = 0;
   }
-  return cudaSuccess;
-}
-
-/* Results of the runs go where the product's own will go, or, where that is added to, into memory of their own. */
-static int measure(px_lt *lt, const px_gemm_args *a, const plan *p, const px_lt_heuristic *found, int count,
-                   cudaStream_t stream, int *best) {
-  void *own = a->accumulate ? px_backend_try_alloc(lt->be, (size_t)(a->m * a->ldc) * px_dtype_bytes(a->c_type, 1)) : NULL;
-  if (a->accumulate && !own) return 0; /* the first one, then */
-  stopwatch w = {.stream = stream, .c = own ? own : a->c};
-  cudaError_t e = cudaEventCreateWithFlags(&w.start, cudaEventDefault);
-  if (e == cudaSuccess) e = cudaEventCreateWithFlags(&w.stop, cudaEventDefault);
-  if (e == cudaSuccess) e = fastest(lt, a, p, found, count, &w, best);
-  if (w.start) cudaEventDestroy(w.start);
-  if (w.stop) cudaEventDestroy(w.stop);
-  px_backend_free(lt->be, own);
-  return (int)e;
-}
-
-static void key_of(const shape *s, int64_t key[PX_CHOICE_KEY]) {
-  const int64_t numbers[PX_CHOICE_KEY] = {s->m, s->n, s->k, s->lda, s->ldb, s->ldc,
-                                          s->align_a | s->align_b << 8 | s->align_c << 16,
-                                          s->type | s->c_type << 8 | s->trans_a << 16 | s->trans_b << 17};
-  memcpy(key, numbers, sizeof numbers);
-}
-
-/* Whether the library still does the product in the way that was chosen once. */
-static bool still_good(px_lt *lt, const plan *p, const px_choice *choice) {
-  px_lt_algo algo;
-  px_lt_heuristic checked;
-  memcpy(&algo, choice->algo, sizeof algo);
-  return !lt->api.MatmulAlgoCheck(lt->handle, p->desc, p->a, p->b, p->c, p->c, &algo, &checked) && !checked.state &&
-         checked.workspace_bytes <= lt->workspace_bytes;
-}
-
-/* Asks the library, and the clock. 0, a cudaError_t, or minus a cublasStatus_t. */
-static int search(px_lt *lt, const px_gemm_args *a, const plan *p, cudaStream_t stream, px_lt_algo *out) {
-  px_lt_heuristic found[CANDIDATES];
-  bool timed = lt->be->time_products && !lt->be->recording;
-  int count = 0, best = 0, code = lt->api.MatmulAlgoGetHeuristic(lt->handle, p->desc, p->a, p->b, p->c, p->c, lt->preference,
-                                                                 timed ? CANDIDATES : 1, found, &count);
-  if (!code && (count == 0 || found[0].state)) code = PX_LT_NOT_SUPPORTED;
-  if (code) return -code;
-  if (timed && count > 1) code = measure(lt, a, p, found, count, stream, &best);
-  *out = found[best].algo;
-  lt->unsaved |= timed;
-  return code;
-}
-
-static int choose(px_lt *lt, const px_gemm_args *a, plan *p, cudaStream_t stream) {
-  px_choice choice = {0};
-  key_of(&p->key, choice.key);
-  const px_choice *have = px_choices_find(&lt->used, choice.key);
-  if (!have) have = px_choices_find(&lt->known, choice.key);
-  if (have && still_good(lt, p, have)) {
-    memcpy(&p->algo, have->algo, sizeof p->algo);
-  } else {
-    int code = search(lt, a, p, stream, &p->algo);
-    if (code) return code;
-  }
-  memcpy(choice.algo, &p->algo, sizeof choice.algo);
-  return lt->be->time_products && px_choices_put(&lt->used, &choice) != PX_OK ? -LT_NO_MEMORY : 0;
 }
 
 /* The plan for this product; 0, or why there is none, as px_lt_gemm says it. */
-static int find_plan(px_lt *lt, const px_gemm_args *a, cudaStream_t stream, plan **out) {
-  shape key = shape_of(a);
+static int find_plan(px_lt *lt, const px_gemm_args *a, cudaStream_t stream, px_lt_plan **out) {
+  px_lt_shape key = shape_of(a);
   for (size_t i = 0; i < lt->plan_count; i++)
     if (memcmp(&lt->plans[i].key, &key, sizeof key) == 0) {
       *out = &lt->plans[i];
       return 0;
     }
-  if (px_reserve(&lt->plans, &lt->plan_capacity, lt->plan_count + 1, sizeof *lt->plans)) return -LT_NO_MEMORY;
-  plan made = {.key = key};
-  int code = -describe(lt, a, &key, &made);
-  if (!code) code = choose(lt, a, &made, stream);
+  if (px_reserve(&lt->plans, &lt->plan_capacity, lt->plan_count + 1, sizeof *lt->plans)) return -PX_LT_NO_MEMORY;
+  px_lt_plan made = {.key = key};
+  int code = make_plan(lt, a, &made, stream);
   if (code && code != -PX_LT_NOT_SUPPORTED) {
     plan_free(lt, &made);
     return code;
@@ -354,10 +242,20 @@ static int find_plan(px_lt *lt, const px_gemm_args *a, cudaStream_t stream, plan
   return 0;
 }
 
+static int gelu_alone(const px_gemm_args *a, cudaStream_t stream) {
+  px_act_fwd_args act = px_gemm_gelu(a);
+  return px_act_fwd_cuda(&act, stream);
+}
+
+static int plain(const px_gemm_args *a, cudaStream_t stream) {
+  int code = px_gemm_plain_cuda(a, stream);
+  return code || !a->gelu ? code : gelu_alone(a, stream);
+}
+
 int px_lt_gemm(px_lt *lt, const px_gemm_args *a, void *stream) {
   if (a->m == 0 || a->n == 0) return 0;
-  if (a->k == 0) return px_gemm_plain_cuda(a, stream);
-  plan *p;
+  if (a->k == 0) return plain(a, stream);
+  px_lt_plan *p;
   int code = find_plan(lt, a, stream, &p);
   if (code) return code;
   if (p->refused) {
@@ -365,9 +263,10 @@ int px_lt_gemm(px_lt *lt, const px_gemm_args *a, void *stream) {
       px_log_message(&lt->be->log, PX_LOG_WARN,
                      "cuBLASLt does not support a product of this model: a slower kernel takes it");
     lt->warned = true;
-    return px_gemm_plain_cuda(a, stream);
+    return plain(a, stream);
   }
-  code = multiply(lt, a, p, &p->algo, a->c, a->accumulate ? 1 : 0, stream);
-  if (code) return -code;
-  return a->bias ? px_gemm_bias_cuda(a, stream) : 0;
+  code = -px_lt_multiply(lt, a, p, &p->algo, a->c, stream);
+  if (!code && a->bias && !(p->with & PX_LT_WITH_BIAS)) code = px_gemm_bias_cuda(a, stream);
+  if (!code && a->gelu && !(p->with & PX_LT_WITH_GELU)) code = gelu_alone(a, stream);
+  return code;
 }

@@ -51,7 +51,8 @@ px_status px_stack_begin(px_stack *s, const px_batch *b, px_error *err) {
   return PX_OK;
 }
 
-void px_linear_fwd(px_stack *s, const px_weight *w, const void *x, int64_t x_stride, void *y, int64_t y_stride) {
+/* gelu NULL: not wanted; else as dense as y. */
+static void linear(px_stack *s, const px_weight *w, const void *x, int64_t x_stride, void *y, int64_t y_stride, void *gelu) {
   px_op_gemm(s->be, &(px_gemm_args){.m = s->batch.tokens,
                                     .n = w->out,
                                     .k = w->in,
@@ -63,10 +64,16 @@ void px_linear_fwd(px_stack *s, const px_weight *w, const void *x, int64_t x_str
                                     .c = y,
                                     .ldc = y_stride,
                                     .bias = w->bias,
-                                    .bias_type = PX_F32,
+                                    .bias_type = w->dtype,
+                                    .gelu = gelu,
+                                    .ldg = y_stride,
                                     .type = w->dtype,
                                     .c_type = w->dtype,
                                     .b_frozen = true});
+}
+
+void px_linear_fwd(px_stack *s, const px_weight *w, const void *x, int64_t x_stride, void *y, int64_t y_stride) {
+  linear(s, w, x, x_stride, y, y_stride, NULL);
 }
 
 px_attn_shape px_stack_attention(const px_stack *s, int layer) {
@@ -200,17 +207,19 @@ static void feed_forward(px_stack *s, int layer) {
   const px_config *c = s->config;
   const px_layer_weights *w = &s->weights->layers[layer];
   const px_layer_saves *b = &s->buffers->layers[layer];
+  bool with_product = !c->gated && c->act == PX_ACT_GELU_TANH;
   if (c->gated) px_linear_fwd(s, &w->gate, s->buffers->n, c->dim, b->gate, c->ffn_dim);
-  px_linear_fwd(s, &w->up, s->buffers->n, c->dim, c->gated ? b->up : b->gate, c->ffn_dim);
-  px_op_act_fwd(s->be, &(px_act_fwd_args){.kind = c->act,
-                                          .dtype = s->weights->dtype,
-                                          .rows = s->batch.tokens,
-                                          .dim = c->ffn_dim,
-                                          .gate = b->gate,
-                                          .up = b->up,
-                                          .y = s->buffers->act,
-                                          .in_stride = c->ffn_dim,
-                                          .y_stride = c->ffn_dim});
+  linear(s, &w->up, s->buffers->n, c->dim, c->gated ? b->up : b->gate, c->ffn_dim, with_product ? s->buffers->act : NULL);
+  if (!with_product)
+    px_op_act_fwd(s->be, &(px_act_fwd_args){.kind = c->act,
+                                            .dtype = s->weights->dtype,
+                                            .rows = s->batch.tokens,
+                                            .dim = c->ffn_dim,
+                                            .gate = b->gate,
+                                            .up = b->up,
+                                            .y = s->buffers->act,
+                                            .in_stride = c->ffn_dim,
+                                            .y_stride = c->ffn_dim});
   px_linear_fwd(s, &w->down, s->buffers->act, c->ffn_dim, s->buffers->proj, c->dim);
 }
 

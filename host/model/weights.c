@@ -132,14 +132,14 @@ static const void *load_tensor(loader *l, const px_named_tensor *t, px_dtype dty
   return memory;
 }
 
-static const float *load_vector(loader *l, const char *template, int layer, const char *suffix) {
+static const void *load_vector(loader *l, const char *template, int layer, const char *suffix, px_dtype dtype) {
   px_residency residency;
   const px_named_tensor *t = template ? lookup(l, template, layer, suffix) : NULL;
-  return t ? load_tensor(l, t, PX_F32, &residency) : NULL;
+  return t ? load_tensor(l, t, dtype, &residency) : NULL;
 }
 
 static px_norm_weight load_norm(loader *l, const char *template, int layer) {
-  return (px_norm_weight){load_vector(l, template, layer, ".weight"), load_vector(l, template, layer, ".bias")};
+  return (px_norm_weight){load_vector(l, template, layer, ".weight", PX_F32), load_vector(l, template, layer, ".bias", PX_F32)};
 }
 
 static px_weight load_linear(loader *l, const char *template, int layer) {
@@ -153,7 +153,7 @@ static px_weight load_linear(loader *l, const char *template, int layer) {
   w.in = conv1d ? c->rows : c->cols;
   w.ld = w.layout == PX_LAYOUT_IN_OUT ? w.out : w.in;
   w.data = load_tensor(l, t, w.dtype, &w.residency);
-  w.bias = load_vector(l, template, layer, ".bias");
+  w.bias = load_vector(l, template, layer, ".bias", w.dtype);
   return w;
 }
 
@@ -164,7 +164,7 @@ static px_weight part_of(const px_weight *w, int64_t from, int64_t out) {
   int64_t offset = w->layout == PX_LAYOUT_IN_OUT ? from : from * w->ld;
   p.data = (const char *)w->data + px_dtype_bytes(w->dtype, (size_t)offset);
   p.out = out;
-  if (w->bias) p.bias = w->bias + from;
+  if (w->bias) p.bias = (const char *)w->bias + px_dtype_bytes(w->dtype, (size_t)from);
   return p;
 }
 
@@ -184,8 +184,8 @@ static void load_layer(loader *l, int i) {
     out->k = load_linear(l, n->k, i);
     out->v = load_linear(l, n->v, i);
   }
-  out->q_norm.weight = load_vector(l, n->q_norm, i, ".weight");
-  out->k_norm.weight = load_vector(l, n->k_norm, i, ".weight");
+  out->q_norm.weight = load_vector(l, n->q_norm, i, ".weight", PX_F32);
+  out->k_norm.weight = load_vector(l, n->k_norm, i, ".weight", PX_F32);
   out->o = load_linear(l, n->o, i);
   out->norm2 = load_norm(l, n->norm2, i);
   out->gate = load_linear(l, n->gate, i);

@@ -11,7 +11,7 @@
 typedef enum px_layout { PX_LAYOUT_OUT_IN = 0, PX_LAYOUT_IN_OUT = 1 } px_layout;
 typedef enum px_residency { PX_RESIDENT_BACKEND = 0, PX_RESIDENT_MAPPED = 1 } px_residency;
 
-/* A frozen matrix [out, in] (or its transpose) with an optional bias [out] in float32. Never a bare pointer: scales and
+/* A frozen matrix [out, in] (or its transpose) with an optional bias [out], all of `dtype`. Never a bare pointer: scales and
  * group belong to block formats that compute without widening. */
 typedef struct px_weight {
   const void *data; /* NULL: the model has no such weight */
@@ -21,7 +21,7 @@ typedef struct px_weight {
   px_layout layout;
   px_residency residency;
   int64_t out, in, ld; /* ld: elements from one row of the layout to the next */
-  const float *bias;
+  const void *bias;
 } px_weight;
 
 /* A norm's parameters [dim], always float32. weight NULL: absent. */

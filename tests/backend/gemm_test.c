@@ -267,6 +267,35 @@ static void a_packed_weight_dies_with_its_memory(void **state) {
   close_backends();
 }
 
+/* The backend's, beside the product; nothing else reads c again. */
+static void gelu_beside_a_product(void **state) {
+  (void)state;
+  open_backends(2);
+  for (int types = 0; types < 2; types++) {
+    variant v = {.type = types ? PX_BF16 : PX_F32, .c_type = types ? PX_BF16 : PX_F32, .trans_b = true, .gap_c = 3};
+    px_gemm_args a = arguments(&v, 5, 20, 33);
+    void *x = matrix_a(&v, 5, 33), *w = matrix_b(&v, 20, 33), *c = poison(v.c_type, 5, a.ldc), *gelu = poison(v.c_type, 5, 21);
+    double *want = doubles(5 * 20);
+    a.a = x, a.b = w, a.c = c, a.gelu = gelu, a.ldg = 21;
+    multiply(BACKEND, &a);
+    for (int64_t i = 0; i < 100; i++) {
+      double y = (double)px_get(c, v.c_type, i / 20 * a.ldc + i % 20);
+      want[i] = 0.5 * y * (1 + tanh(sqrt(2 / M_PI) * (y + 0.044715 * y * y * y)));
+    }
+    expect_near("gelu", v.c_type, gelu, want, 5, 20, 21, types ? TOL_BF16_ROUNDING : TOL_F32_PRODUCT);
+    a.accumulate = true;
+    assert_non_null(px_gemm_check(&a));
+    a.accumulate = false, a.ldg = 19;
+    assert_non_null(px_gemm_check(&a));
+    free(want);
+    guarded_free(x);
+    guarded_free(w);
+    guarded_free(c);
+    guarded_free(gelu);
+  }
+  close_backends();
+}
+
 static void refusals(void **state) {
   (void)state;
   float x[64] = {0}, w[64] = {0}, c[64] = {0};
@@ -316,6 +345,7 @@ int main(void) {
       cmocka_unit_test(packed_rows_f32),
       cmocka_unit_test(packed_rows_bf16),
       cmocka_unit_test(a_packed_weight_dies_with_its_memory),
+      cmocka_unit_test(gelu_beside_a_product),
       cmocka_unit_test(refusals),
       cmocka_unit_test(a_failure_is_named),
   };

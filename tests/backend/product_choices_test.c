@@ -115,7 +115,7 @@ static void kept_in_a_file(void **state) {
   assert_int_equal(both.count, 0);
   assert_int_equal(px_choices_load(&both, folder, "x"), PX_OK);
   assert_int_equal(both.count, 0);
-  assert_int_equal(px_choices_save(&first, "/proc/none/c.txt", "x", &err), PX_FAILED);
+  assert_int_equal(px_choices_save(&first, "/proc/none/c.txt", "x", &err), PX_IO);
   px_choices_free(&first);
   px_choices_free(&second);
   char command[96];

@@ -71,6 +71,16 @@ class Training(Cuda):
         for here, there in zip(metrics("refused"), metrics("usual"), strict=True):
             self.assertAlmostEqual(here["loss"], there["loss"], delta=2e-5 * there["loss"])
 
+    def test_gelu_with_the_product_or_after_it(self):
+        command.shutil.rmtree("model")
+        copy_model("gpt2")
+        write_rows("rows.jsonl", id_rows(24, json.loads(read("model/config.json"))["vocab_size"]))
+        self.train("--steps", "3", out="with")
+        self.train("--steps", "3", out="after", env=emulated(no_gelu=1))
+        self.assertNotEqual(*(read(f"{run}/adapter_model.safetensors") for run in ("with", "after")))  # two ways indeed
+        for here, there in zip(metrics("with"), metrics("after"), strict=True):
+            self.assertAlmostEqual(here["loss"], there["loss"], delta=2e-5 * there["loss"])
+
     def test_more_shared_memory(self):
         self.train("--steps", "3", out="usual")
         for size in (163, 227):

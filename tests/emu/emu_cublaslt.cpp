@@ -2,7 +2,7 @@
  * A stand-in for libcublasLt.so: the calls that pfx makes, on plain loops, checking every descriptor as the real
  * library would. It is opened at run time as that one is.
  *
- * PX_EMU_REFUSE=1: it supports no product. PX_EMU_CANDIDATES=N: it names N algorithms (1), which add in other orders;
+ * PX_EMU_REFUSE=1: it supports no product; PX_EMU_NO_GELU=1: none with GELU. PX_EMU_CANDIDATES=N: it names N algorithms (1), which add in other orders;
  * the one that PX_EMU_FASTEST numbers (0) takes half of the others' time. PX_EMU_LT_FAIL=N: its Nth call fails. */
 #include <math.h>
 #include <stdint.h>
@@ -16,11 +16,15 @@
 namespace {
 
 enum { SUCCESS = 0, NO_MEMORY = 3, INVALID = 7, UNSUPPORTED = 15, R_32F = 0, R_16BF = 14, COMPUTE_32F = 68 };
+enum { EPILOGUE_NONE = 1, EPILOGUE_BIAS = 4, EPILOGUE_GELU_AUX = 160, EPILOGUE_GELU_AUX_BIAS = 164 };
 enum { REDUCTION_IN_PLACE = 1 }; /* sums in the order in which blocks end: nobody who repeats asks for it */
 enum { MAGIC_DESC = 0x44455343, MAGIC_LAYOUT = 0x4c41594f, MAGIC_PREFERENCE = 0x50524546, MAGIC_ALGO = 0x414c474f };
 
 struct description {
-  int magic, trans_a, trans_b;
+  int magic, trans_a, trans_b, epilogue, bias_type;
+  const void *bias;
+  void *aux;
+  int64_t aux_ld;
 };
 struct layout {
   int magic, type;
@@ -101,7 +105,14 @@ void multiply(description d, layout la, const void *a, layout lb, const void *b,
     for (uint64_t k = 0; k < depth; k++) column[k] = d.trans_b ? get(lb, b, j, k) : get(lb, b, k, j);
     for (uint64_t i = 0; i < lc.rows; i++) {
       float sum = alpha * dot(&left[i * depth], column.data(), depth, algorithm);
-      put(lc, c, i, j, beta != 0 ? sum + beta * get(lc, c, i, j) : sum);
+      if (beta != 0) sum += beta * get(lc, c, i, j);
+      if (d.epilogue & EPILOGUE_BIAS) sum += get({MAGIC_LAYOUT, lc.type, lc.rows, 1, (int64_t)lc.rows}, d.bias, i, 0);
+      if (d.epilogue & EPILOGUE_GELU_AUX) {
+        put({MAGIC_LAYOUT, lc.type, lc.rows, lc.cols, d.aux_ld}, d.aux, i, j, sum);
+        double x = sum; /* in other bits than a kernel's */
+        sum = (float)(0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))));
+      }
+      put(lc, c, i, j, sum);
     }
   }
 }
@@ -118,7 +129,18 @@ int check(const description *d, const layout *a, const layout *b, const layout *
   uint64_t n = d->trans_b ? b->rows : b->cols, k_b = d->trans_b ? b->cols : b->rows;
   if (m != c->rows || n != c->cols || k != k_b) return INVALID;
   if (a->type != b->type || (c->type != a->type && c->type != R_32F)) return UNSUPPORTED;
+  if ((d->epilogue & EPILOGUE_BIAS) && (!d->bias || d->bias_type != c->type)) return UNSUPPORTED;
+  if (d->epilogue & EPILOGUE_GELU_AUX) {
+    if (!d->aux || d->aux_ld < (int64_t)c->rows || d->aux_ld % 8 || (uintptr_t)d->aux % 16) return INVALID;
+    if (px_emu::setting("PX_EMU_NO_GELU", 0)) return UNSUPPORTED;
+  }
   return SUCCESS;
+}
+
+/* What the epilogue reads and writes lies in device memory. */
+bool epilogue_holds(const description &d, const layout &c) {
+  layout bias = {MAGIC_LAYOUT, c.type, c.rows, 1, (int64_t)c.rows}, aux = {MAGIC_LAYOUT, c.type, c.rows, c.cols, d.aux_ld};
+  return (!(d.epilogue & EPILOGUE_BIAS) || holds(bias, d.bias)) && (!(d.epilogue & EPILOGUE_GELU_AUX) || holds(aux, d.aux));
 }
 
 /* First thing in every call that answers with a status. */
@@ -153,7 +175,7 @@ size_t cublasLtGetVersion(void) { return 130000; }
 int cublasLtMatmulDescCreate(void **desc, int compute, int scale_type) {
   ENTER();
   if (compute != COMPUTE_32F || scale_type != R_32F) return INVALID;
-  *desc = new description{MAGIC_DESC, 0, 0};
+  *desc = new description{MAGIC_DESC, 0, 0, EPILOGUE_NONE, -1, nullptr, nullptr, 0};
   return SUCCESS;
 }
 int cublasLtMatmulDescDestroy(void *desc) {
@@ -163,17 +185,23 @@ int cublasLtMatmulDescDestroy(void *desc) {
 int cublasLtMatmulDescSetAttribute(void *desc, int what, const void *value, size_t bytes) {
   ENTER();
   description *d = static_cast<description *>(desc);
-  if (d->magic != MAGIC_DESC || bytes != 4) return INVALID;
-  int v;
-  memcpy(&v, value, 4);
-  if (v != 0 && v != 1) return INVALID;
-  if (what == 3)
-    d->trans_a = v;
-  else if (what == 4)
-    d->trans_b = v;
-  else
-    return INVALID;
-  return SUCCESS;
+  struct {
+    int what;
+    void *to;
+    size_t bytes;
+  } known[] = {{3, &d->trans_a, 4}, {4, &d->trans_b, 4}, {7, &d->epilogue, 4},  {26, &d->bias_type, 4},
+               {8, &d->bias, 8},    {11, &d->aux, 8},    {12, &d->aux_ld, 8}};
+  for (auto &k : known) {
+    if (d->magic != MAGIC_DESC || k.what != what || k.bytes != bytes) continue;
+    int v;
+    memcpy(&v, value, 4);
+    if (what <= 4 && v != 0 && v != 1) return INVALID;
+    if (what == 7 && v != EPILOGUE_NONE && v != EPILOGUE_BIAS && v != EPILOGUE_GELU_AUX && v != EPILOGUE_GELU_AUX_BIAS)
+      return INVALID;
+    memcpy(k.to, value, bytes);
+    return SUCCESS;
+  }
+  return INVALID;
 }
 int cublasLtMatrixLayoutCreate(void **out, int type, uint64_t rows, uint64_t cols, int64_t ld) {
   ENTER();
@@ -259,7 +287,7 @@ int cublasLtMatmul(void *handle, void *desc, const void *alpha, const void *a, v
   for (int i = 0; i < 4; i++)
     if ((uintptr_t)pointers[i] % algo->data[ALGO_ALIGNMENT + i]) return INVALID;
   if (c != out || c_layout != out_layout || workspace_bytes < algo->data[ALGO_WORKSPACE]) return INVALID;
-  if (!holds(*la, a) || !holds(*lb, b) || !holds(*lc, out) ||
+  if (!holds(*la, a) || !holds(*lb, b) || !holds(*lc, out) || !epilogue_holds(*d, *lc) ||
       (workspace_bytes && !px_emu::memory_holds(workspace, workspace_bytes))) {
     px_emu::enqueue(stream, "cublasLtMatmul", [] { px_emu::stick(cudaErrorIllegalAddress); });
     return SUCCESS;
