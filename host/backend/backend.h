@@ -127,6 +127,7 @@ struct px_backend {
   bool recording;   /* between px_backend_record and px_backend_recorded */
   bool profile;
   bool time_products;
+  bool emulated; /* a stand-in for a device, for tests */
   px_pack pack_weights;
   double op_seconds[PX_OP_COUNT]; /* where profile is on */
   int64_t op_calls[PX_OP_COUNT];

@@ -164,6 +164,11 @@ static px_status check_device(int device, px_error *err) {
   return PX_OK;
 }
 
+static bool is_emulated(int device) {
+  struct cudaDeviceProp about;
+  return cudaGetDeviceProperties(&about, device) == cudaSuccess && strcmp(about.name, "emulated device") == 0;
+}
+
 px_status px_backend_open_cuda(int device, const px_backend_options *options, px_backend **out, px_error *err) {
   *out = NULL;
   PX_TRY(check_device(device, err));
@@ -181,6 +186,7 @@ px_status px_backend_open_cuda(int device, const px_backend_options *options, px
                      .log = options->log,
                      .profile = options->profile,
                      .time_products = options->time_products,
+                     .emulated = is_emulated(device),
                      .computes_bf16 = true};
   s->device = device;
   snprintf(be->device, sizeof be->device, "cuda:%d", device);

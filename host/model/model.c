@@ -10,6 +10,16 @@ static double now(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* Hours, where a tiny model takes seconds. */
+static void warn_of_emulation(const px_model *m, const px_log *log) {
+  double millions = (double)(m->weights.owned_bytes + m->weights.mapped_bytes) / (double)px_dtype_bytes(m->dtype, 1) / 1e6;
+  if (m->be->emulated && millions > 5)
+    px_log_message(log, PX_LOG_WARN,
+                   "this device is emulated on the CPU, for tests with models below 5M parameters; this one has %.1fM: use "
+                   "--device cpu",
+                   millions);
+}
+
 px_status px_model_open(const char *path, const px_model_options *options, px_model **out, px_error *err) {
   *out = NULL;
   px_model *m = px_calloc(1, sizeof *m);
@@ -34,6 +44,7 @@ px_status px_model_open(const char *path, const px_model_options *options, px_mo
   px_log_message(&options->log, PX_LOG_VERBOSE, "opened %s in %.2f s: %s, %d layers, %.0f MB mapped, %.0f MB converted to %s", path,
                  m->open_seconds, m->source.config.family, m->source.config.layers, (double)m->weights.mapped_bytes / 1e6,
                  (double)m->weights.owned_bytes / 1e6, px_dtype_name(m->dtype));
+  warn_of_emulation(m, &options->log);
   *out = m;
   return PX_OK;
 }

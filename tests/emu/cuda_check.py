@@ -215,6 +215,19 @@ class Using(Cuda):
         for here, there in zip(gpu, cpu, strict=True):
             self.assertAlmostEqual(here["loss"], there["loss"], delta=2e-6 * there["loss"])
 
+    def test_too_large_for_an_emulator(self):
+        config = json.loads(read("model/config.json"))
+        config["vocab_size"] = 50000
+        command.write("model/config.json", json.dumps(config).encode())
+
+        def widen(tensors):
+            dtype, (rows, dim), data = tensors["model.embed_tokens.weight"]
+            tensors["model.embed_tokens.weight"] = (dtype, [50000, dim], data * (50000 // rows) + data[:50000 % rows * dim * 4])
+        command.change_weights("model", widen)
+        write_rows("rows.jsonl", [{"ids": [5, 6, 7], "labels": [-100, 6, 7]}])
+        out, err = self.pfx("eval", "--model", "model", "--data", "rows.jsonl", "--device", "cuda", *SMALL[:4])
+        self.assertRegex(err, r"emulated on the CPU, for tests with models below 5M parameters; this one has 5\.\dM: use --device cpu\n")
+
     def test_generate(self):
         add_tokenizer("model", self.vocab)
         write_rows("prompts.jsonl", [{"prompt": command.ids_text([40 + 3 * i, 50 + i, 60 + i][:1 + i % 3])} for i in range(9)])
