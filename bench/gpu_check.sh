@@ -9,12 +9,14 @@
 # ops      ops_bench (percent of the measured ceilings) and PyTorch's attention at the same shapes
 # steps    whole training steps on three models' shapes with random weights, 256 to 16k tokens a step, against PEFT and
 #          hand-written PyTorch (bench/peers/steps.py)
-# model    SmolLM2 end to end: train, evaluate, generate; decode
+# model    SmolLM2 from end to end (bench/end_to_end.py): train, evaluate and generate as on the CPU, tokens a second; decode
+#          in batches against the memory's rate, of SmolLM2 and of random weights at the shape of Llama 3 8B
 #
 # Programs come from build/gpu-bundle (make gpu-bundle), or are built in build/cuda where the packages allow it; CUDA's
-# libraries from the loader or from PyTorch's Python packages. Results go to ${OUT:-bench/results/<device>}: check.log,
-# *.csv, *.next (where --continue goes on). What is missing is skipped and counted. --tiny: sizes that prove the script
-# on a machine without a GPU, with PFX_BIN naming programs whose device is emulated.
+# libraries from the loader or from PyTorch's Python packages; SmolLM2 from PFX_MODEL, the bundle or the cache. Results go
+# to ${OUT:-bench/results/<device>}: check.log, *.csv (machine.csv: what ran them; summary.csv: the table), *.next (where
+# --continue goes on). What is missing is skipped and counted. --tiny: sizes that prove the script on a machine without a
+# GPU, with PFX_BUILD naming a build whose device is emulated.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root" || exit 1
@@ -25,13 +27,13 @@ while [ $# -gt 0 ]; do
     --budget-s) budget=$2; shift ;;
     --continue) continued=yes ;;
     --tiny) tiny=--tiny ;;
-    *) sed -n '5,18s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '5,22s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
   shift
 done
 start=$(date +%s)
 left() { echo $((budget - ($(date +%s) - start))); }
-passed=0 failed=0 skipped=0 failures=
+passed=0 failed=0 skipped=0 failures= again=
 
 python=${PYTHON:-python3}
 have_torch() { "$python" -c 'import torch' 2>/dev/null; }
@@ -49,45 +51,63 @@ out=${OUT:-bench/results/${device:-none}}
 mkdir -p "$out"
 log=$out/check.log
 [ -n "$continued" ] || : >"$log"
+[ -f "$out/checks.csv" ] || echo part,check,result,seconds >"$out/checks.csv"
 
 # --- the programs ---
+link_programs() { # BUILD: bin/ of links, as the bundle has one
+  bin=$1/programs
+  mkdir -p "$bin"
+  for program in "$1"/pfx "$1"/tests/*_cuda_test "$1"/tests/golden_test "$1"/tests/device_product_test \
+    "$1"/tests/queue_test "$1"/tests/api_attention_test "$1"/bench/*_bench; do
+    [ ! -x "$program" ] || ln -sf "$program" "$bin/"
+  done
+}
 find_programs() {
-  if [ -n "${PFX_BIN:-}" ]; then bin=$PFX_BIN; return; fi
-  bundle=build/gpu-bundle
-  if [ -x $bundle/bin/pfx ]; then
-    if [ -f $bundle/lib/libdnnl.so.2.xz ]; then
+  bundle=$root/build/gpu-bundle
+  commit=$(git rev-parse HEAD 2>/dev/null)
+  if [ -n "${PFX_BUILD:-}" ]; then
+    link_programs "$(cd "$PFX_BUILD" && pwd)"
+    return
+  fi
+  if [ -x "$bundle/bin/pfx" ]; then
+    if [ -f "$bundle/lib/libdnnl.so.2.xz" ]; then
       "$python" -c "import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[1][:-3], 'wb'))" \
-        $bundle/lib/libdnnl.so.2.xz && rm $bundle/lib/libdnnl.so.2.xz
+        "$bundle/lib/libdnnl.so.2.xz" && rm "$bundle/lib/libdnnl.so.2.xz"
     fi
-    bin=$bundle/bin
+    bin=$bundle/bin commit=$(cat "$bundle/commit")
     return
   fi
   cmake --preset cuda >>"$log" 2>&1 && cmake --build --preset cuda >>"$log" 2>&1 || {
     echo "gpu_check: no build/gpu-bundle, and build/cuda does not build: see $log" >&2
     exit 1
   }
-  bin=build/cuda/programs
-  mkdir -p $bin
-  for program in build/cuda/pfx build/cuda/tests/*_cuda_test build/cuda/tests/golden_test build/cuda/tests/device_product_test \
-    build/cuda/tests/queue_test build/cuda/tests/api_attention_test build/cuda/bench/*_bench; do
-    ln -sf "$root/$program" $bin/
-  done
+  link_programs "$root/build/cuda"
 }
 find_programs
-export PFX_SOURCE_DIR="$root" PFX_BINARY="$root/$bin/pfx" PFX_BUILD_DIR="$root/${bin%/bin}"
-case $bin in /*) export PFX_BINARY="$bin/pfx" ;; esac
+export PFX_SOURCE_DIR="$root" PFX_BINARY="$bin/pfx" PFX_BUILD_DIR="${bin%/*}"
 
+# What measures, for every table.
+asked() { nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -n 1; }
 {
-  echo "commit $(cat build/gpu-bundle/commit 2>/dev/null || git rev-parse HEAD 2>/dev/null)"
-  nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv,noheader 2>/dev/null
-  "$PFX_BINARY" --version
-  have_torch && "$python" -c 'import torch; print("torch", torch.__version__, "cuDNN", torch.backends.cudnn.version())'
-} >>"$log" 2>&1
+  echo key,value
+  echo "device,${device:-none}"
+  for key in driver_version memory.total compute_cap; do echo "${key%%_version},$(asked $key)"; done
+  echo "commit,$commit"
+  echo "pfx,$("$PFX_BINARY" --version | tr '\n,' '  ' | sed 's/^pfx //')"
+  have_torch && "$python" -c 'import torch; print(f"torch,{torch.__version__} cuDNN {torch.backends.cudnn.version()}")'
+  echo "date,$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+} >"$out/machine.csv" 2>>"$log"
+cat "$out/machine.csv" >>"$log"
 
-# check NAME SECONDS COMMAND...: one counted check; exit code 77 is a skip.
+# check NAME SECONDS COMMAND...: one counted check; exit code 77 is a skip. --continue takes up those that did not pass.
 check() {
   name=$1 limit=$2
   shift 2
+  code=left
+  if [ -n "$continued" ] && [ -z "$again" ] && grep -q "^$current,$name,ok," "$out/checks.csv"; then
+    echo "done       $name"
+    return
+  fi
   now=$(left)
   if [ "$now" -le 5 ]; then
     echo "left out   $name (no time left)"
@@ -95,18 +115,25 @@ check() {
   fi
   [ "$limit" -le "$now" ] || limit=$now
   echo "=== $name" >>"$log"
+  began=$(date +%s)
   timeout -k 5 "$limit" "$@" >"$out/last.log" 2>&1
   code=$?
   cat "$out/last.log" >>"$log"
   case $code in
-    0) passed=$((passed + 1)); echo "ok         $name" ;;
-    77) skipped=$((skipped + 1)); echo "skipped    $name" ;;
-    *) failed=$((failed + 1)); failures="$failures $name"; echo "FAILED $code  $name"; tail -n 15 "$out/last.log" ;;
+    0) result=ok passed=$((passed + 1)); echo "ok         $name" ;;
+    77) result=skipped skipped=$((skipped + 1)); echo "skipped    $name" ;;
+    *) result=failed failed=$((failed + 1)) failures="$failures $name"; echo "FAILED $code  $name"; tail -n 15 "$out/last.log" ;;
   esac
+  echo "$current,$name,$result,$(($(date +%s) - began))" >>"$out/checks.csv"
 }
 skip() { skipped=$((skipped + 1)); echo "skipped    $1: $2"; }
 
 part_correct() {
+  if [ -n "$tiny" ]; then # the emulated device has its own tests; here the script is on trial
+    for test in rope_cuda_test kv_write_cuda_test; do check $test 60 "$bin/$test"; done
+    check generation 60 "$python" tests/emu/cuda_check.py Using.test_eval
+    return
+  fi
   for test in "$bin"/*_cuda_test; do check "$(basename "$test")" 120 "$test"; done
   for test in device_product_test queue_test api_attention_test golden_test; do check $test 120 "$bin/$test"; done
   check training 180 "$python" tests/emu/cuda_check.py Training.test_as_on_the_cpu Training.test_stopped_and_resumed
@@ -122,20 +149,28 @@ part_correct() {
   done
 }
 
-# resumable NAME COMMAND...: a benchmark that prints "next N" when its budget ends it; goes on from there.
+# Whether a benchmark that goes on from there is not yet through.
+pending() {
+  [ -z "$continued" ] || [ "$(cat "$out/$1.next" 2>/dev/null)" != done ] || { echo "done       $1"; return 1; }
+}
+
+# resumable NAME COMMAND...: a benchmark that names the points it leaves out when its budget, half of what is left, ends it,
+# and prints "next N": there it goes on.
 resumable() {
   name=$1
   shift
+  pending "$name" || return 0
   from=0
   [ -z "$continued" ] || from=$(cat "$out/$name.next" 2>/dev/null || echo 0)
-  [ "$from" != done ] || { echo "done       $name"; return; }
   seconds=$(($(left) - 20))
-  [ "$seconds" -gt 10 ] || { echo "left out   $name (no time left)"; return; }
-  check "$name" "$(left)" "$@" --csv "$out/$name.csv" --from "$from" --budget-s "$((seconds / 2))" $tiny
+  [ "$seconds" -gt 10 ] || { echo "left out   $name from point $from (no time left)"; return; }
+  again=yes
+  check "$name from $from" "$(left)" "$@" --csv "$out/$name.csv" --from "$from" --budget-s "$((seconds / 2))" $tiny
+  again=
   [ "$code" = 0 ] || return
   cat "$out/last.log"
   next=$(sed -n 's/^next //p' "$out/last.log")
-  echo "${next:-done}" >"$out/$name.next"
+  echo "${next:-done}" >"$out/${name%% *}.next"
 }
 
 part_ops() {
@@ -156,40 +191,45 @@ part_steps() {
 }
 
 part_model() {
-  model=${XDG_CACHE_HOME:-$HOME/.cache}/pfx/SmolLM2-135M-Instruct.Q4_1.gguf
-  for place in "${PFX_MODEL:-$model}" "$root"/.carry/*.gguf; do [ ! -f "$place" ] || model=$place; done
-  if [ ! -f "$model" ]; then
-    skip model "no SmolLM2 here: PFX_MODEL names its GGUF file"
-    return
-  fi
-  scratch=$(mktemp -d)
-  "$python" - "$scratch" <<'PYTHON'
-import json, sys
-words = "river stone lamp quiet market bridge winter garden letter engine".split()
-for name, count in (("train", 512), ("valid", 64)):
-    with open(f"{sys.argv[1]}/{name}.jsonl", "w") as out:
-        for i in range(count):
-            a, b = words[i % 10], words[(7 * i + i // 10) % 10]
-            out.write(json.dumps({"prompt": f"{a} (noun):", "completion": f" a {b} that is near a {a}"}) + "\n")
-PYTHON
-  for place in cpu cuda; do
-    check "train-$place" 240 "$bin/pfx" train --model "$model" --data "$scratch/train.jsonl" --valid "$scratch/valid.jsonl" \
-      --tune prefix:16 --steps 40 --batch-rows 16 --dtype f32 --device $place --out "$scratch/$place"
-    check "eval-$place" 120 "$bin/pfx" eval --model "$model" --data "$scratch/valid.jsonl" --adapter "$scratch/cuda" --device $place
-    cat "$out/last.log"
+  model=
+  for place in "${PFX_MODEL:-}" build/gpu-bundle/model/*.gguf .carry/*.gguf \
+    "${XDG_CACHE_HOME:-$HOME/.cache}/pfx/SmolLM2-135M-Instruct.Q4_1.gguf"; do
+    [ -n "$model" ] || [ ! -f "$place" ] || model=$place
   done
-  check generate 120 "$bin/pfx" generate --model "$model" --adapter "$scratch/cuda" --prompt "river (noun):" --max-tokens 24 --device cuda
-  cat "$out/last.log"
-  check decode 120 "$bin/decode_bench" "$model"
+  [ -z "$tiny" ] || model=tests/golden/llama_tied
+  if [ -z "$model" ]; then
+    skip end_to_end "no SmolLM2 here: PFX_MODEL names its GGUF file"
+    skip decode "no SmolLM2 here"
+  else
+    resumable end_to_end "$python" bench/end_to_end.py --pfx "$bin/pfx" --model "$model"
+    resumable decode "$bin/decode_bench" "$model" --name smollm2-135m --device cuda
+  fi
+  pending decode_8b || return 0
+  scratch=$(mktemp -d)
+  if [ -z "$tiny" ] && [ "$(df -Pk "$scratch" | awk 'END {print $4}')" -lt 18000000 ]; then
+    skip decode_8b "no 18 GB in $scratch for random weights"
+  else
+    again=yes
+    check weights_8b 180 "$python" bench/peers/random_model.py "$scratch/model" $tiny
+    again=
+    [ "$code" != 0 ] || resumable decode_8b "$bin/decode_bench" "$scratch/model" --name llama-3-8b --prefix 100 --device cuda
+  fi
   rm -rf "$scratch"
 }
 
 case $part in
-  all) part_correct; part_ops; part_steps; part_model ;;
-  correct | ops | steps | model) "part_$part" ;;
+  all) parts="correct ops steps model" ;;
+  correct | ops | steps | model) parts=$part ;;
   *) echo "gpu_check: no part $part" >&2; exit 2 ;;
 esac
+for current in $parts; do
+  if [ -z "$continued" ]; then
+    sed -i "/^$current,/d" "$out/checks.csv"
+  fi
+  "part_$current"
+done
 echo "---"
+"$python" bench/gpu_table.py "$out"
 echo "$passed passed, $failed failed, $skipped skipped on ${device:-no device} in $(($(date +%s) - start)) s; log: $log"
 [ -z "$failures" ] || echo "failed:$failures"
 [ "$failed" = 0 ]
