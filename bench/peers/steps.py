@@ -352,15 +352,16 @@ def main():
     if not args.first:
         out.writerow(("point", "model", "length", "rows", "prefix", "contender", "median_ms", "samples", "tokens_per_s",
                       "percent_of_floor", "loss_difference", "gradient_difference", "refused", "product_tflops", "device", "torch"))
-    made, model, failed = None, None, 0
+    made, model, failed, following = None, None, 0, None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for number, point in enumerate(points):
             if number < args.first:
                 continue
-            if time.monotonic() - begin > args.budget_s:
-                print(f"next {number}")
-                break
+            if following is not None or time.monotonic() - begin > args.budget_s:
+                following = number if following is None else following
+                print(f"left out {number:3} {point[0]} T{point[1]} x{point[2]} N{point[3]}")
+                continue
             if args.tiny:
                 point = shrink(point)
             if made != point[0]:
@@ -379,6 +380,8 @@ def main():
                               torch.__version__))
                 line += f"  {who} {ms:.2f}" if ms else f"  {who} -"
             summary.append(line)
+    if following is not None:
+        print(f"next {following}")
     print("\n".join(summary), file=sys.stderr)
     return 1 if failed else 0
 
