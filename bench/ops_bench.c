@@ -83,7 +83,7 @@ int main(int argc, char **argv) {
     if (c == '?') return 2;
   }
   px_error err;
-  if (px_backend_open(&(px_backend_options){.device = device}, &b.be, &err) != PX_OK) {
+  if (px_backend_open(&(px_backend_options){.device = device, .time_products = true}, &b.be, &err) != PX_OK) {
     fprintf(stderr, "ops_bench: %s\n", err.message);
     return 1;
   }

@@ -6,22 +6,27 @@
 
 /* ---- products ---- */
 
-/* A product of `m` rows with a frozen weight [n, k] in Hugging Face's orientation, or [k, n]. */
-static void product(bench *b, const char *what, const shape *s, int64_t m, int64_t n, int64_t k, bool transposed) {
+/* A product of `m` rows with a frozen weight [n, k] in Hugging Face's orientation (forward), or [k, n] (backward). GPT-2's
+ * have a bias in the forward pass, and the one into the feed-forward network makes its GELU. */
+static void product(bench *b, const char *what, const shape *s, int64_t m, int64_t n, int64_t k, bool forward) {
   point p;
+  bool biased = s->gpt2 && forward && n != s->vocab, gelu = biased && n == s->hidden;
   if (!due(b, &p, "product %s %s %lldx%lldx%lld", s->name, what, (long long)m, (long long)n, (long long)k)) return;
   px_gemm_args g = {.m = m,
                     .n = n,
                     .k = k,
                     .lda = k,
-                    .ldb = transposed ? k : n,
+                    .ldb = forward ? k : n,
                     .ldc = n,
                     .type = PX_BF16,
                     .c_type = PX_BF16,
-                    .bias_type = PX_F32,
-                    .trans_b = transposed,
+                    .ldg = n,
+                    .bias_type = PX_BF16,
+                    .trans_b = forward,
                     .b_frozen = true};
   g.a = filled(b, PX_BF16, m * k), g.b = filled(b, PX_BF16, n * k), g.c = scratch(b, (size_t)(m * n) * 2);
+  if (biased) g.bias = filled(b, PX_BF16, n);
+  if (gelu) g.gelu = scratch(b, (size_t)(m * n) * 2);
   report(b, &p, PX_OP_gemm, px_gemm_cost(&g), &g);
   release(b);
 }

@@ -4,7 +4,7 @@
 #include "kernels/device.cuh"
 #include "kernels/loss.h"
 
-enum { LOSS_THREADS = 512 };
+enum { LOSS_THREADS = 512, SUM_THREADS = 256 };
 
 /* A row that only fills the batch up. */
 template <typename T, int N>
@@ -80,8 +80,31 @@ serial_kernel(px_loss_args a) {
   }
 }
 
-PX_KERNEL(PX_WARP) sum_kernel(px_loss_args a) {
-  for (int64_t t = 0; threadIdx.x == 0 && t < a.rows; t++) add_loss(a, t, a.row_loss[t]);
+/* In the order of the rows, for each group: one thread adds, all of them fetch; sums stay in a register as long as rows of
+ * one group follow one another. */
+PX_KERNEL(SUM_THREADS) sum_kernel(px_loss_args a) {
+  PX_SHARED(float, losses, SUM_THREADS);
+  PX_SHARED(int32_t, groups, SUM_THREADS);
+  int32_t group = -1;
+  double sum = 0;
+  for (int64_t from = 0; from < a.rows; from += SUM_THREADS) {
+    int64_t t = from + threadIdx.x;
+    if (t < a.rows) {
+      losses[threadIdx.x] = a.row_loss[t];
+      groups[threadIdx.x] = a.group ? a.group[t] : 0;
+    }
+    __syncthreads();
+    for (int i = 0; threadIdx.x == 0 && i < SUM_THREADS && from + i < a.rows; i++) {
+      if (groups[i] != group) {
+        if (group >= 0) a.loss_sum[group * a.loss_stride] = sum;
+        group = groups[i];
+        sum = a.loss_sum[group * a.loss_stride];
+      }
+      sum += (double)losses[i];
+    }
+    __syncthreads();
+  }
+  if (group >= 0) a.loss_sum[group * a.loss_stride] = sum;
 }
 
 int px_loss_cuda(const px_loss_args *a, void *stream) {
@@ -95,6 +118,6 @@ int px_loss_cuda(const px_loss_args *a, void *stream) {
         PX_LAUNCH((rows_kernel<T, N>), (unsigned)a->rows, LOSS_THREADS, 0, stream, *a);
     });
   });
-  if (a->loss_sum && !serial) PX_LAUNCH(sum_kernel, 1, PX_WARP, 0, stream, *a);
+  if (a->loss_sum && !serial) PX_LAUNCH(sum_kernel, 1, SUM_THREADS, 0, stream, *a);
   return PX_LAUNCHED();
 }

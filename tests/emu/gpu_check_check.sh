@@ -4,7 +4,7 @@
 # PyTorch: what it counts, what it writes, that it stops at its budget and goes on from there, and that it can fail.
 set -eu
 source=$1
-export PFX_BUILD=$2 OUT="$2/gpu_check" PYTHON="$source/tests/emu/no_torch.sh"
+export PFX_BUILD=$2 OUT="$2/gpu_check" PYTHON="$source/tests/emu/no_torch.sh" XDG_CACHE_HOME="$2/gpu_check/cache"
 rm -rf "$OUT"
 mkdir -p "$OUT"
 fail() { echo "gpu_check_check: $*" >&2; cat "$OUT/said" >&2; exit 1; }
