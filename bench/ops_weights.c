@@ -18,7 +18,7 @@ void bench_optimizer(bench *b, const char *what, int64_t elements) {
   t.value = filled(b, PX_F32, elements), t.grad = filled(b, PX_F32, elements), t.m = zeros(b, bytes), t.v = zeros(b, bytes);
   px_group group = {.tokens = 100, .lr = 1e-4f, .clip = 1};
   px_sum_sq_args s = {.tensors = on_device(b, &t, sizeof t), .tensor_count = 1, .group_count = 1};
-  s.groups = on_device(b, &group, sizeof group);
+  s.groups = on_device(b, &group, sizeof group), s.workspace = scratch(b, px_sum_sq_workspace(1));
   px_adamw_args a = {.tensors = s.tensors, .tensor_count = 1, .group_count = 1, .groups = s.groups, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f};
   px_op_sum_sq(b->be, &s);
   px_sum_sq_args host_s = {.tensors = &t, .tensor_count = 1};

@@ -67,12 +67,14 @@ fwd_kernel(px_norm_fwd_args a) {
   const W *weight = static_cast<const W *>(a.weight), *bias = static_cast<const W *>(a.bias);
   T *y = static_cast<T *>(a.y) + t * a.y_stride + h * a.dim;
   for (int64_t i = me.rank * N; live && i < a.dim; i += me.size * N) {
-    float u[N];
+    float u[N], w[N], c[N];
     px_load<N>(source + i, u);
+    px_load<N>(weight + i, w);
+    if (bias) px_load<N>(bias + i, c);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      u[j] = (u[j] - mean) * rstd * px_to_float(weight[i + j]);
-      if (bias) u[j] += px_to_float(bias[i + j]);
+      u[j] = (u[j] - mean) * rstd * w[j];
+      if (bias) u[j] += c[j];
     }
     px_store<N>(y + i, u);
   }
@@ -93,12 +95,13 @@ bwd_kernel(px_norm_bwd_args a) {
   float rstd = live ? a.rstd[me.row] : 0, mean = live && a.kind == PX_NORM_LAYER ? a.mean[me.row] : 0;
   float sum_g = 0, sum_gn = 0;
   for (int64_t i = me.rank * N; live && i < a.dim; i += me.size * N) {
-    float g[N], u[N];
+    float g[N], u[N], w[N];
     px_load<N>(dy + i, g);
     px_load<N>(x + i, u);
+    px_load<N>(weight + i, w);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      float gw = g[j] * px_to_float(weight[i + j]);
+      float gw = g[j] * w[j];
       sum_g += gw;
       sum_gn += gw * ((u[j] - mean) * rstd);
     }
@@ -108,13 +111,14 @@ bwd_kernel(px_norm_bwd_args a) {
   const T *more = a.dresidual ? static_cast<const T *>(a.dresidual) + t * a.dx_stride + h * a.dim : NULL;
   T *dx = static_cast<T *>(a.dx) + t * a.dx_stride + h * a.dim;
   for (int64_t i = me.rank * N; live && i < a.dim; i += me.size * N) {
-    float g[N], u[N], r[N];
+    float g[N], u[N], w[N], r[N];
     px_load<N>(dy + i, g);
     px_load<N>(x + i, u);
+    px_load<N>(weight + i, w);
     if (more) px_load<N>(more + i, r);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      g[j] = rstd * (g[j] * px_to_float(weight[i + j]) - c_g - (u[j] - mean) * rstd * c_n);
+      g[j] = rstd * (g[j] * w[j] - c_g - (u[j] - mean) * rstd * c_n);
       if (more) g[j] += r[j];
     }
     px_store<N>(dx + i, g);
@@ -147,7 +151,8 @@ static void launch_fwd(const px_norm_fwd_args *a, void *stream) {
   int64_t rows = a->rows * a->heads;
   bool words = a->dim % WORD == 0 && px_aligned(a->x, a->x_stride, WORD, sizeof(T)) &&
                px_aligned(a->residual, a->x_stride, WORD, sizeof(T)) &&
-               px_aligned(a->sum, a->x_stride, WORD, sizeof(T)) && px_aligned(a->y, a->y_stride, WORD, sizeof(T));
+               px_aligned(a->sum, a->x_stride, WORD, sizeof(T)) && px_aligned(a->y, a->y_stride, WORD, sizeof(T)) &&
+               px_aligned(a->weight, 0, WORD, sizeof(W)) && px_aligned(a->bias, 0, WORD, sizeof(W));
   PX_FOR_WORD(words, T, N, {
     if (a->dim <= SHORT_ROW)
       PX_LAUNCH((fwd_kernel<T, W, N, false>), px_blocks(rows, NORM_WARPS), NORM_THREADS, 0, stream, *a);
@@ -162,7 +167,7 @@ static void launch_bwd(const px_norm_bwd_args *a, void *stream) {
   int64_t rows = a->rows * a->heads;
   bool words = a->dim % WORD == 0 && px_aligned(a->x, a->x_stride, WORD, sizeof(T)) &&
                px_aligned(a->dy, a->dy_stride, WORD, sizeof(T)) && px_aligned(a->dx, a->dx_stride, WORD, sizeof(T)) &&
-               px_aligned(a->dresidual, a->dx_stride, WORD, sizeof(T));
+               px_aligned(a->dresidual, a->dx_stride, WORD, sizeof(T)) && px_aligned(a->weight, 0, WORD, sizeof(W));
   PX_FOR_WORD(words, T, N, {
     if (a->dim <= SHORT_ROW)
       PX_LAUNCH((bwd_kernel<T, W, N, false>), px_blocks(rows, NORM_WARPS), NORM_THREADS, 0, stream, *a);

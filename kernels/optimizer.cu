@@ -4,20 +4,29 @@
 #include "kernels/device.cuh"
 #include "kernels/optimizer.h"
 
-enum { OPT_THREADS = 256, OPT_BLOCKS = 264, SUM_THREADS = 512 };
+enum { OPT_THREADS = 256, OPT_BLOCKS = 528 };
 
-/* A block per group. Each thread adds elements that lie SUM_THREADS apart, then the block adds its threads. */
-PX_KERNEL(SUM_THREADS) sum_sq_kernel(px_sum_sq_args a) {
+/* Part x of group y: each thread adds the elements of all the group's tensors that are its own in a stride of the whole
+ * grid, then the block adds its threads. */
+PX_KERNEL(OPT_THREADS) sum_sq_kernel(px_sum_sq_args a) {
   PX_SHARED(double, scratch, PX_WARP);
-  double total = 0;
+  const int64_t apart = (int64_t)PX_SUM_SQ_PARTS * OPT_THREADS;
+  double sum = 0;
   for (int32_t i = 0; i < a.tensor_count; i++) {
-    if (a.tensors[i].group != (int32_t)blockIdx.x) continue;
+    if (a.tensors[i].group != (int32_t)blockIdx.y) continue;
     const float *g = a.tensors[i].grad;
-    double sum = 0;
-    for (int64_t e = threadIdx.x; e < a.tensors[i].count; e += SUM_THREADS) sum += (double)g[e] * (double)g[e];
-    total += px_block_sum(sum, scratch);
+    for (int64_t e = (int64_t)blockIdx.x * OPT_THREADS + threadIdx.x; e < a.tensors[i].count; e += apart)
+      sum += (double)g[e] * (double)g[e];
   }
-  if (threadIdx.x == 0) a.groups[blockIdx.x].sum_sq = total;
+  sum = px_block_sum(sum, scratch);
+  if (threadIdx.x == 0) a.workspace[blockIdx.y * PX_SUM_SQ_PARTS + blockIdx.x] = sum;
+}
+
+/* A block per group adds its parts. */
+PX_KERNEL(PX_SUM_SQ_PARTS) join_kernel(px_sum_sq_args a) {
+  PX_SHARED(double, scratch, PX_WARP);
+  double sum = px_block_sum(a.workspace[blockIdx.x * PX_SUM_SQ_PARTS + threadIdx.x], scratch);
+  if (threadIdx.x == 0) a.groups[blockIdx.x].sum_sq = sum;
 }
 
 /* Whether a group's step counts. */
@@ -81,7 +90,8 @@ PX_KERNEL(OPT_THREADS) count_kernel(px_adamw_args a) {
 
 int px_sum_sq_cuda(const px_sum_sq_args *a, void *stream) {
   if (a->group_count == 0) return 0;
-  PX_LAUNCH(sum_sq_kernel, (unsigned)a->group_count, SUM_THREADS, 0, stream, *a);
+  PX_LAUNCH(sum_sq_kernel, dim3(PX_SUM_SQ_PARTS, (unsigned)a->group_count), OPT_THREADS, 0, stream, *a);
+  PX_LAUNCH(join_kernel, (unsigned)a->group_count, PX_SUM_SQ_PARTS, 0, stream, *a);
   return PX_LAUNCHED();
 }
 

@@ -11,7 +11,8 @@
  * A division by 1 - b^t is a product with 1 / (1 - b^t). What is the same for a whole tensor (c /
  * n, those factors) is float64, rounded once; element arithmetic is float32 in the order written. Shapes: every tensor
  * `count` elements, dense float32; tensors do not overlap. Determinism: parts of fixed length, summed in order, tensors
- * in the order of the list: the bits do not depend on the number of threads. */
+ * in the order of the list: the bits do not depend on the number of threads. (On a device the parts are interleaved, as
+ * many as PX_SUM_SQ_PARTS; workspace is not read on the CPU.) */
 #ifndef PX_KERNELS_OPTIMIZER_H
 #define PX_KERNELS_OPTIMIZER_H
 
@@ -44,6 +45,7 @@ typedef struct px_sum_sq_args {
   const px_opt_tensor *tensors;
   int32_t tensor_count, group_count;
   px_group *groups;
+  double *workspace; /* px_sum_sq_workspace bytes */
 } px_sum_sq_args;
 
 typedef struct px_adamw_args {
@@ -52,6 +54,12 @@ typedef struct px_adamw_args {
   px_group *groups;
   float beta1, beta2, eps;
 } px_adamw_args;
+
+/* Sums that a group's sum of squares is made of on a device. */
+enum { PX_SUM_SQ_PARTS = 256 };
+static inline size_t px_sum_sq_workspace(int32_t group_count) {
+  return (size_t)group_count * PX_SUM_SQ_PARTS * sizeof(double);
+}
 
 const char *px_sum_sq_check(const px_sum_sq_args *a);
 const char *px_adamw_check(const px_adamw_args *a);

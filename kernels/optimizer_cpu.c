@@ -19,6 +19,7 @@ static const char *check_arrays(const px_opt_tensor *tensors, int32_t count, int
 }
 
 const char *px_sum_sq_check(const px_sum_sq_args *a) {
+  if (a->group_count > 0 && !a->workspace) return "the workspace is missing";
   return check(a->tensors, a->tensor_count, a->groups, a->group_count);
 }
 const char *px_sum_sq_check_arrays(const px_sum_sq_args *a) {

@@ -13,14 +13,16 @@ rope_kernel(px_rope_args a) {
   for (int64_t u = px_first_word(); u < (int64_t)a.heads * words; u += px_words_apart()) {
     int i = (int)(u % words) * N;
     T *x = row + u / words * a.head_dim + i;
-    float low[N], high[N], y[N], z[N];
+    float low[N], high[N], c[N], s[N], y[N], z[N];
     px_load<N>(x, low);
     px_load<N>(x + half, high);
+    px_load<N>(cosines + i, c);
+    px_load<N>(sines + i, s);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      float c = cosines[i + j], s = a.inverse ? -sines[i + j] : sines[i + j];
-      y[j] = low[j] * c - high[j] * s;
-      z[j] = high[j] * c + low[j] * s;
+      float turned = a.inverse ? -s[j] : s[j];
+      y[j] = low[j] * c[j] - high[j] * turned;
+      z[j] = high[j] * c[j] + low[j] * turned;
     }
     px_store<N>(x, y);
     px_store<N>(x + half, z);
@@ -31,7 +33,8 @@ int px_rope_cuda(const px_rope_args *a, void *stream) {
   if (a->rows == 0 || a->rot_dim == 0) return 0;
   PX_FOR_TYPE(a->dtype, T, {
     constexpr int W = 16 / (int)sizeof(T);
-    bool words = a->rot_dim / 2 % W == 0 && a->head_dim % W == 0 && px_aligned(a->x, a->stride, W, sizeof(T));
+    bool words = a->rot_dim / 2 % W == 0 && a->head_dim % W == 0 && px_aligned(a->x, a->stride, W, sizeof(T)) &&
+                 px_aligned(a->cos, 0, W, sizeof(float)) && px_aligned(a->sin, 0, W, sizeof(float));
     PX_FOR_WORD(words, T, N, {
       int64_t all = (int64_t)a->heads * (a->rot_dim / 2 / N);
       PX_LAUNCH((rope_kernel<T, N>), px_row_grid(a->rows, all), px_row_threads(all), 0, stream, *a);

@@ -38,7 +38,8 @@ struct px_step {
   px_step_options o;
   px_buffers buffers;
   px_stack stack;
-  px_group *group; /* backend memory */
+  px_group *group;   /* backend memory */
+  double *norm_work; /* what its gradient's norm is summed in */
   px_control control;
   stage stages[STAGES];
   uint64_t added;    /* batches so far */
@@ -111,6 +112,7 @@ static px_status open_stages(px_step *s, px_error *err) {
   for (int i = 0; i < PX_STEPS_IN_FLIGHT; i++) s->done[i] = px_backend_event(be);
   s->group = px_backend_alloc(be, sizeof *s->group);
   if (s->group) px_backend_zero(be, s->group, sizeof *s->group);
+  s->norm_work = px_backend_alloc(be, px_sum_sq_workspace(1));
   return px_backend_status(be, err);
 }
 
@@ -151,6 +153,7 @@ void px_step_close(px_step *s) {
   for (int i = 0; i < PX_STEPS_IN_FLIGHT; i++) px_backend_event_free(be, s->done[i]);
   px_backend_host_free(be, s->results);
   px_backend_free(be, s->group);
+  px_backend_free(be, s->norm_work);
   px_buffers_close(&s->buffers, be);
   free(s);
 }
@@ -221,7 +224,7 @@ static void enqueue(px_step *s, unit u) {
   if (!u.last) return;
   px_tune_end_step(tune, s->o.seed, &s->group->step);
   px_op_sum_sq(be, &(px_sum_sq_args){
-                       .tensors = tune->list, .tensor_count = tune->param_count, .groups = s->group, .group_count = 1});
+                       .tensors = tune->list, .tensor_count = tune->param_count, .groups = s->group, .group_count = 1, .workspace = s->norm_work});
   px_op_adamw(be, &(px_adamw_args){.tensors = tune->list,
                                    .tensor_count = tune->param_count,
                                    .groups = s->group,

@@ -47,10 +47,11 @@ static void release(problem *p) {
 }
 
 static void sum_sq(problem *p) {
-  px_sum_sq_args a = {p->tensors, p->count, p->group_count, p->groups};
+  px_sum_sq_args a = {p->tensors, p->count, p->group_count, p->groups, guarded(px_sum_sq_workspace(p->group_count))};
   assert_null(px_sum_sq_check(&a));
   assert_null(px_sum_sq_check_arrays(&a));
   assert_int_equal(px_sum_sq_cpu(&a), 0);
+  guarded_free(a.workspace);
 }
 
 static px_adamw_args arguments(problem *p) {
@@ -240,13 +241,16 @@ static void refusals(void **state) {
   (void)state;
   static const int64_t sizes[] = {3, 4};
   problem p = make(2, sizes, 2);
-  px_sum_sq_args s = {p.tensors, 2, 2, p.groups};
+  double *workspace = guarded(px_sum_sq_workspace(2));
+  px_sum_sq_args s = {p.tensors, 2, 2, p.groups, workspace};
   px_adamw_args a = arguments(&p);
   REFUSED(px_sum_sq_check, s, px_sum_sq_args, b->tensor_count = -1);
   REFUSED(px_sum_sq_check, s, px_sum_sq_args, b->group_count = -1);
   REFUSED(px_sum_sq_check_arrays, s, px_sum_sq_args, b->group_count = 1);
   REFUSED(px_sum_sq_check, s, px_sum_sq_args, b->tensors = NULL);
   REFUSED(px_sum_sq_check, s, px_sum_sq_args, b->groups = NULL);
+  REFUSED(px_sum_sq_check, s, px_sum_sq_args, b->workspace = NULL);
+  guarded_free(workspace);
   REFUSED(px_adamw_check, a, px_adamw_args, b->beta1 = 1);
   REFUSED(px_adamw_check, a, px_adamw_args, b->beta2 = -0.1f);
   REFUSED(px_adamw_check, a, px_adamw_args, b->beta2 = NAN);
