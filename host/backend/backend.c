@@ -3,6 +3,7 @@
  * counted. */
 #include "backend/backend.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -28,7 +29,10 @@ void px_backend_fail(px_backend *be, px_status status, const char *what) {
 
 static void call_failed(px_backend *be, const char *call, int code) {
   if (be->failure.status != PX_OK) return;
-  px_fail(&be->failure, PX_FAILED, "%s backend: %s failed: %s", be->name, call, be->ops->error_text(be, code));
+  if (be->host_visible) px_fail(&be->failure, PX_FAILED, "%s backend: %s failed: %s", be->name, call, be->ops->error_text(be, code));
+  else /* the call that hears of it may not be the one that caused it */
+    px_fail(&be->failure, PX_NO_DEVICE, "%s backend: %s failed: %s (CUDA_LAUNCH_BLOCKING=1 and --no-graph name the operation)",
+            be->name, call, be->ops->error_text(be, code));
   be->failure.native = code;
 }
 
@@ -102,12 +106,18 @@ void *px_backend_try_alloc(px_backend *be, size_t bytes) {
   return p;
 }
 
+static void no_memory(px_backend *be, size_t bytes) {
+  int64_t left = px_backend_free_bytes(be);
+  char free_text[48] = "";
+  if (left >= 0) snprintf(free_text, sizeof free_text, ", %.1f MB are free", (double)left / 1e6);
+  px_fail(&be->failure, PX_NO_MEMORY, "%s backend: cannot allocate %.1f MB (%.1f MB are in use here%s)", be->name, (double)bytes / 1e6,
+          (double)be->allocated_bytes / 1e6, free_text);
+}
+
 void *px_backend_alloc(px_backend *be, size_t bytes) {
   if (be->failure.status != PX_OK) return NULL;
   void *p = px_backend_try_alloc(be, bytes);
-  if (!p)
-    px_fail(&be->failure, PX_NO_MEMORY, "%s backend: cannot allocate %.1f MB (%.1f MB are in use)", be->name,
-            (double)bytes / 1e6, (double)be->allocated_bytes / 1e6);
+  if (!p) no_memory(be, bytes);
   return p;
 }
 
@@ -126,6 +136,8 @@ static size_t forget_allocation(px_backend *be, const void *p) {
 void px_backend_free(px_backend *be, void *p) {
   if (p) be->ops->free(be, p, forget_allocation(be, p));
 }
+
+int64_t px_backend_free_bytes(px_backend *be) { return be->ops->free_bytes(be); }
 
 #define SERVICE(call, what)                \
   if (be->failure.status != PX_OK) return; \

@@ -90,6 +90,7 @@ typedef struct px_backend_ops {
   int (*recorded)(px_backend *be, px_recording **out);
   int (*replay)(px_backend *be, px_recording *recording);
   void (*recording_free)(px_backend *be, px_recording *recording);
+  int64_t (*free_bytes)(px_backend *be); /* -1: unknown */
   px_status (*choices)(px_backend *be, px_buf *out); /* these two: NULL where nothing is chosen by measurement */
   px_status (*repeat)(px_backend *be, const char *text);
 } px_backend_ops;
@@ -164,6 +165,7 @@ PX_OPERATIONS(PX_SLOT)
 void *px_backend_alloc(px_backend *be, size_t bytes);     /* failure sticks too: PX_NO_MEMORY with the size; NULL */
 void *px_backend_try_alloc(px_backend *be, size_t bytes); /* NULL when memory is out; nothing sticks */
 void px_backend_free(px_backend *be, void *p);            /* NULL is fine */
+int64_t px_backend_free_bytes(px_backend *be);            /* what could still be allocated; -1: nobody knows */
 void px_backend_write(px_backend *be, void *dst, const void *host, size_t bytes);
 void px_backend_read(px_backend *be, void *host, const void *src, size_t bytes);
 void px_backend_copy(px_backend *be, void *dst, const void *src, size_t bytes);

@@ -7,6 +7,7 @@
 
 #include "backend/backend.h"
 #include "backend/gemm_product.h"
+#include "core/free_memory.h"
 
 enum { HUGE_PAGE = 2 << 20 };
 
@@ -60,6 +61,11 @@ static int gemm(px_backend *be, const px_gemm_args *a) {
   if (!px_product_is_no_memory(code)) return -code;
   px_backend_fail(be, PX_NO_MEMORY, "cpu backend: gemm: no memory for the product's workspace");
   return 0;
+}
+
+static int64_t cpu_free_bytes(px_backend *be) {
+  (void)be;
+  return px_free_memory("");
 }
 
 static void cpu_close(px_backend *be) {
@@ -152,6 +158,7 @@ static const px_backend_ops cpu_ops = {
     PX_OPERATIONS(PX_SLOT)
 #undef PX_SLOT
         .close = cpu_close,
+    .free_bytes = cpu_free_bytes,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .write = cpu_move,

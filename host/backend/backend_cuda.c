@@ -64,6 +64,14 @@ static void cuda_free(px_backend *be, void *p, size_t bytes) {
   cudaFree(p);
 }
 
+static int64_t cuda_free_bytes(px_backend *be) {
+  size_t available = 0, all = 0;
+  (void)be;
+  if (cudaMemGetInfo(&available, &all) == cudaSuccess) return (int64_t)available;
+  cudaGetLastError();
+  return -1;
+}
+
 static int cuda_write(px_backend *be, void *dst, const void *host, size_t bytes) {
   return (int)cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, px_cuda_own(be)->stream);
 }
@@ -99,6 +107,7 @@ static const px_backend_ops cuda_ops = {
     PX_OPERATIONS(PX_SLOT)
 #undef PX_SLOT
         .close = cuda_close,
+    .free_bytes = cuda_free_bytes,
     .alloc = cuda_alloc,
     .free = cuda_free,
     .write = cuda_write,

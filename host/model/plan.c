@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "core/free_memory.h"
 
 /* Lays buffers out one after the other; with memory NULL it only counts. The same walk makes plan and pointers. */
 typedef struct layout {
@@ -117,23 +116,57 @@ void px_plan_make(const px_config *config, const px_plan_request *request, px_pl
   plan->total_bytes = l.used;
 }
 
-px_status px_plan_fits(const px_plan *plan, size_t also_bytes, px_error *err) {
-  int64_t available = px_free_memory("");
+static size_t bytes_of(const px_config *config, const px_plan_request *request, int64_t tokens) {
+  px_plan plan;
+  px_plan_request r = *request;
+  r.tokens = tokens;
+  if (r.seqs > tokens) r.seqs = (int32_t)tokens;
+  if (r.labels > tokens) r.labels = tokens;
+  if (r.logit_rows > r.labels) r.logit_rows = r.labels;
+  px_plan_make(config, &r, &plan);
+  return plan.total_bytes;
+}
+
+int64_t px_plan_most_tokens(const px_config *config, const px_plan_request *request, size_t bytes) {
+  int64_t fits = 0, too_many = request->tokens + 1;
+  while (too_many - fits > 1) {
+    int64_t middle = fits + (too_many - fits) / 2;
+    if (bytes_of(config, request, middle) <= bytes) fits = middle;
+    else too_many = middle;
+  }
+  return fits;
+}
+
+typedef struct size_text {
+  char text[24];
+} size_text;
+
+static size_text said(double bytes) {
+  size_text s;
+  snprintf(s.text, sizeof s.text, bytes < 1e8 ? "%.1f MB" : "%.2f GB", bytes < 1e8 ? bytes / 1e6 : bytes / 1e9);
+  return s;
+}
+
+static px_status check_room(const px_config *config, px_backend *be, const px_plan *plan, px_error *err) {
+  int64_t available = px_backend_free_bytes(be), fits;
   if (available < 0) return PX_OK; /* unknown: the allocation itself will tell */
-  double need = (double)(plan->total_bytes + also_bytes), have = (double)available;
-  if (need <= have) return PX_OK;
+  if (plan->total_bytes <= (size_t)available) return PX_OK;
+  size_text need = said((double)plan->total_bytes), have = said((double)available);
+  fits = px_plan_most_tokens(config, &plan->request, (size_t)available);
+  if (fits == 0)
+    return px_fail(err, PX_NO_MEMORY, "the step needs %s beside the weights and %s are free: not even one token a batch would fit",
+                   need.text, have.text);
   return px_fail(err, PX_NO_MEMORY,
-                 "the step needs %.2f GB (%lld tokens a batch) and %.2f GB are free: use fewer --batch-rows or "
-                 "--batch-tokens, shorter rows, "
-                 "or --accumulate",
-                 need / 1e9, (long long)plan->request.tokens, have / 1e9);
+                 "the step needs %s for %lld tokens a batch and %s are free, enough for %lld: use fewer --batch-rows or "
+                 "--batch-tokens, shorter rows, or --accumulate",
+                 need.text, (long long)plan->request.tokens, have.text, (long long)fits);
 }
 
 px_status px_buffers_open(const px_config *config, px_backend *be, const px_plan_request *request, px_buffers *b,
                           px_error *err) {
   *b = (px_buffers){0};
   px_plan_make(config, request, &b->plan);
-  PX_TRY(px_plan_fits(&b->plan, 0, err));
+  PX_TRY(check_room(config, be, &b->plan, err));
   b->layers = px_calloc((size_t)config->layers, sizeof *b->layers);
   b->memory = px_backend_alloc(be, b->plan.total_bytes);
   if (!b->layers || !b->memory) {

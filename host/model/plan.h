@@ -70,8 +70,10 @@ typedef struct px_buffers {
 
 /* Sizes alone; nothing is allocated. */
 void px_plan_make(const px_config *config, const px_plan_request *request, px_plan *plan);
-/* Where px_buffers_open fails, nothing is left to close. PX_NO_MEMORY with numbers where the plan and `also_bytes` exceed what the machine has free. */
-px_status px_plan_fits(const px_plan *plan, size_t also_bytes, px_error *err);
+/* The most tokens a batch, no more than the request's, with which the request needs no more than `bytes`; 0: none. */
+int64_t px_plan_most_tokens(const px_config *config, const px_plan_request *request, size_t bytes);
+/* Where px_buffers_open fails, nothing is left to close. PX_NO_MEMORY says what the plan needs, what is free, and what would
+ * fit. */
 px_status px_buffers_open(const px_config *config, px_backend *be, const px_plan_request *request, px_buffers *out,
                           px_error *err);
 void px_buffers_close(px_buffers *b, px_backend *be);

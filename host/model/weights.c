@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "model/upload.h"
+
 enum { CHUNK = 1 << 15 }; /* elements converted at once: stays in the second-level cache */
 
 /* Index of the first value that is not finite, or -1. Vectorises: a float is not finite where its exponent is all ones.
@@ -46,23 +48,42 @@ static int64_t convert(const px_canonical *t, int64_t src_at, int64_t count, px_
   return first_not_finite(dst, dtype, count);
 }
 
-/* Converts the whole tensor to host memory at dst: canonical rows, but a transposed matrix stays as the file has it. */
-static px_status convert_all(const px_named_tensor *named, px_dtype dtype, char *dst, px_error *err) {
-  const px_canonical *t = &named->tensor;
-  int64_t total = px_tensor_elements(t->view), bad = INT64_MAX;
-  size_t element = px_dtype_bytes(dtype, 1);
-  /* A permuted tensor moves row by row (a row is a whole number of blocks, or the reader would have refused it). */
-  int64_t unit = t->permute_heads ? (t->dims == 1 ? 1 : t->cols) : CHUNK, units = (total + unit - 1) / unit;
+/* What is converted at once: a permuted tensor moves row by row (a row is a whole number of blocks, or the reader would
+ * have refused it). */
+static int64_t unit_of(const px_canonical *t) { return t->permute_heads ? (t->dims == 1 ? 1 : t->cols) : CHUNK; }
+
+/* Converts the units [first, end) of a tensor to host memory at dst: canonical rows, but a transposed matrix stays as the
+ * file has it. Returns the first element that is not finite, or INT64_MAX. */
+static int64_t convert_units(const px_canonical *t, int64_t first, int64_t end, px_dtype dtype, char *dst) {
+  int64_t total = px_tensor_elements(t->view), unit = unit_of(t), bad = INT64_MAX;
   int64_t rows = t->dims == 1 ? t->cols : t->rows;
+  size_t element = px_dtype_bytes(dtype, 1);
 #pragma omp parallel for schedule(static) reduction(min : bad)
-  for (int64_t u = 0; u < units; u++) {
+  for (int64_t u = first; u < end; u++) {
     int64_t at = u * unit, from = at, count = total - at < unit ? total - at : unit;
     if (t->permute_heads) {
       int64_t head_dim = rows / t->permute_heads, half = head_dim / 2, in_head = u % head_dim;
       from = (u - in_head + 2 * (in_head % half) + in_head / half) * unit;
     }
-    int64_t found = convert(t, from, count, dtype, dst + (size_t)at * element);
+    int64_t found = convert(t, from, count, dtype, dst + (size_t)(at - first * unit) * element);
     if (found >= 0 && at + found < bad) bad = at + found;
+  }
+  return bad;
+}
+
+/* The whole tensor, to the backend's memory at dst; where that is none of the host's, in pieces by way of `u`. */
+static px_status convert_all(px_upload *u, const px_named_tensor *named, px_dtype dtype, char *dst, px_error *err) {
+  const px_canonical *t = &named->tensor;
+  size_t element = px_dtype_bytes(dtype, 1);
+  int64_t total = px_tensor_elements(t->view), unit = unit_of(t), units = (total + unit - 1) / unit, bad = INT64_MAX;
+  int64_t piece = u->be ? PX_UPLOAD_BYTES / (unit * (int64_t)element) : units;
+  if (piece == 0 && units) return px_fail(err, PX_BAD_FILE, "%s: a row of %s has more than %d MiB", t->view->file, t->view->name, PX_UPLOAD_BYTES >> 20);
+  for (int64_t first = 0; first < units && bad == INT64_MAX; first += piece) {
+    int64_t end = units - first < piece ? units : first + piece, last = end * unit < total ? end * unit : total;
+    char *at = dst + (size_t)(first * unit) * element, *host = u->be ? px_upload_piece(u) : at;
+    if (!host) return px_backend_status(u->be, err);
+    bad = convert_units(t, first, end, dtype, host);
+    if (u->be) px_upload_send(u, at, (size_t)(last - first * unit) * element);
   }
   px_map_forget(t->view->data, t->view->bytes);
   return bad != INT64_MAX ? not_finite(named, bad, err) : PX_OK;
@@ -71,6 +92,7 @@ static px_status convert_all(const px_named_tensor *named, px_dtype dtype, char 
 typedef struct loader {
   px_source *source;
   px_backend *be;
+  px_upload upload; /* closed where the backend's memory is the host's */
   px_weights *w;
   px_named_tensor *tensors;
   size_t count;
@@ -119,16 +141,7 @@ static const void *load_tensor(loader *l, const px_named_tensor *t, px_dtype dty
   l->w->owned[l->w->owned_count++] = memory;
   l->w->owned_bytes += bytes;
   *residency = PX_RESIDENT_BACKEND;
-  void *host = l->be->host_visible ? memory : malloc(bytes);
-  if (!host) {
-    l->status = px_fail(l->err, PX_NO_MEMORY, "no memory to convert %s (%zu bytes)", v->name, bytes);
-    return NULL;
-  }
-  l->status = convert_all(t, dtype, host, l->err);
-  if (host != memory) {
-    if (l->status == PX_OK) px_backend_write(l->be, memory, host, bytes);
-    free(host);
-  }
+  l->status = convert_all(&l->upload, t, dtype, memory, l->err);
   return memory;
 }
 
@@ -200,11 +213,13 @@ px_status px_weights_load(px_source *source, px_backend *be, px_dtype dtype, px_
   PX_TRY(px_source_tensors(source, &l.tensors, &l.count, err));
   w->layers = px_arena_alloc(&w->arena, (size_t)c->layers, sizeof *w->layers);
   if (!w->layers) return px_fail(err, PX_NO_MEMORY, "no memory");
+  if (!be->host_visible) px_upload_open(&l.upload, be);
   w->embed = load_linear(&l, c->hf->embed, -1);
   w->positions = load_linear(&l, c->hf->positions, -1);
   for (int i = 0; i < c->layers && l.status == PX_OK; i++) load_layer(&l, i);
   w->final_norm = load_norm(&l, c->hf->final_norm, -1);
   w->head = c->tied ? w->embed : load_linear(&l, c->hf->head, -1);
+  px_upload_close(&l.upload);
   if (l.status == PX_OK) l.status = px_backend_status(be, err);
   if (l.status != PX_OK) px_weights_free(w, be);
   return l.status;

@@ -151,6 +151,7 @@ px_status px_run_save(px_run *run, px_error *err) {
   PX_TRY(px_dir_make(dir, err));
   if (run->metrics_fd >= 0) fsync(run->metrics_fd); /* a state must never be ahead of its metrics */
   PX_TRY(save_state(run, err));
+  run->saved_step = run->state.step;
   PX_TRY(px_run_save_adapter(run, dir, err));
   /* The best adapter was kept when it was measured; as long as nothing was, the last one is the best known. */
   return isnan(run->state.best_valid_loss) ? px_run_save_adapter(run, run->options.out, err) : PX_OK;
@@ -212,5 +213,6 @@ px_status px_run_load(px_run *run, bool *found, px_error *err) {
   }
   px_tensor_list_close(&list);
   px_arena_free(&arena);
+  if (status == PX_OK) run->saved_step = run->state.step;
   return status == PX_OK ? px_backend_status(run->be, err) : status;
 }

@@ -51,6 +51,7 @@ typedef struct px_run {
   int ahead_count;
   double last_finish;         /* px_clock */
   px_run_state state;
+  int64_t saved_step;         /* of the newest checkpoint; -1: there is none */
   unsigned defaults;          /* PX_DEFAULT_: options that nobody gave */
   int metrics_fd, lock_fd;    /* -1: none */
   size_t made_from;           /* length of the shortest path that was made for the output folder; 0: none was */

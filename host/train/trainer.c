@@ -344,7 +344,7 @@ static px_status finish_ahead(px_run *run, int64_t first, px_error *err) {
   return PX_OK;
 }
 
-static px_status run_steps(px_run *run, px_error *err) {
+static px_status take_steps(px_run *run, px_error *err) {
   const px_train_options *o = &run->options;
   px_run_state *s = &run->state;
   const int64_t first = s->step;
@@ -370,6 +370,16 @@ static px_status run_steps(px_run *run, px_error *err) {
     break;
   }
   return PX_OK;
+}
+
+/* Where the device failed, what is left. */
+static px_status run_steps(px_run *run, px_error *err) {
+  px_status status = take_steps(run, err);
+  if (status != PX_NO_DEVICE || !err) return status;
+  px_error device = *err;
+  if (run->saved_step < 0) return px_fail(err, status, "%s; no checkpoint was written yet", device.message);
+  return px_fail(err, status, "%s; the state after step %lld is safe: go on with: pfx train --resume %s", device.message,
+                 (long long)run->saved_step, run->options.out);
 }
 
 static void close_run(px_run *run) {
@@ -407,7 +417,7 @@ static const px_train_callbacks silent = {0};
 
 px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_train_options *options,
                        const px_train_callbacks *calls, px_train_result *result, px_error *err) {
-  px_run run = {.model = model, .tok = tok, .options = *options, .calls = calls ? calls : &silent, .metrics_fd = -1, .lock_fd = -1};
+  px_run run = {.model = model, .tok = tok, .options = *options, .calls = calls ? calls : &silent, .metrics_fd = -1, .lock_fd = -1, .saved_step = -1};
   *result = (px_train_result){0};
   px_train_options *o = &run.options;
   fill_defaults(o);
@@ -508,7 +518,7 @@ static px_status settle_changes(px_run *run, const px_train_options *before, px_
 px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const char *dir,
                           const px_resume_changes *changes, const px_train_callbacks *calls, px_train_result *result,
                           px_error *err) {
-  px_run run = {.model = model, .tok = tok, .calls = calls ? calls : &silent, .metrics_fd = -1, .lock_fd = -1};
+  px_run run = {.model = model, .tok = tok, .calls = calls ? calls : &silent, .metrics_fd = -1, .lock_fd = -1, .saved_step = -1};
   *result = (px_train_result){0};
   px_run_record record;
   bool found = false;

@@ -208,7 +208,7 @@ class OutOfMemory(RunCase):
         out, err = self.pfx("train", "--model", "model", "--data", "rows.jsonl", "--out", "run", *SMALL, "--batch-rows", "4096",
                             code=5)
         self.assertEqual(out, "")
-        self.assertRegex(err, r"^pfx: the step needs \d{4,}\.\d\d GB \(491520 tokens a batch\) and \d+\.\d\d GB are free: use "
+        self.assertRegex(err, r"^pfx: the step needs \d{4,}\.\d\d GB for 491520 tokens a batch and \d+\.\d\d GB are free, enough for \d+: use "
                               r"fewer --batch-rows or --batch-tokens, shorter rows, or --accumulate\n$")
         self.assertFalse(os.path.exists("run"))
 

@@ -30,12 +30,26 @@ class Cuda(command.CommandTest):
         return self.pfx("train", "--model", "model", "--data", "rows.jsonl", "--device", device, *SMALL, "--out", out, "--tune",
                         *tune.split(), *more, **how)
 
+    def widen_model(self):
+        """22 MB of weights."""
+        config = json.loads(read("model/config.json"))
+        config["vocab_size"] = 50000
+        command.write("model/config.json", json.dumps(config).encode())
+
+        def widen(tensors):
+            dtype, (rows, dim), data = tensors["model.embed_tokens.weight"]
+            tensors["model.embed_tokens.weight"] = (dtype, [50000, dim], data * (50000 // rows) + data[:50000 % rows * dim * 4])
+        command.change_weights("model", widen)
+
     def same_result(self, run, other):
         self.assertEqual(files(run), files(other))
         for name in files(run):
             if name not in ("run.json", "metrics.jsonl"):
                 self.assertEqual(read(f"{run}/{name}"), read(f"{other}/{name}"), name)
         self.assertEqual(metrics(run), metrics(other))
+
+    def step_saved(self):
+        return int(command.read_safetensors("run/checkpoint/pfx_state.safetensors")[1]["step"])
 
 
 class Training(Cuda):
@@ -216,14 +230,7 @@ class Using(Cuda):
             self.assertAlmostEqual(here["loss"], there["loss"], delta=2e-6 * there["loss"])
 
     def test_too_large_for_an_emulator(self):
-        config = json.loads(read("model/config.json"))
-        config["vocab_size"] = 50000
-        command.write("model/config.json", json.dumps(config).encode())
-
-        def widen(tensors):
-            dtype, (rows, dim), data = tensors["model.embed_tokens.weight"]
-            tensors["model.embed_tokens.weight"] = (dtype, [50000, dim], data * (50000 // rows) + data[:50000 % rows * dim * 4])
-        command.change_weights("model", widen)
+        self.widen_model()
         write_rows("rows.jsonl", [{"ids": [5, 6, 7], "labels": [-100, 6, 7]}])
         out, err = self.pfx("eval", "--model", "model", "--data", "rows.jsonl", "--device", "cuda", *SMALL[:4])
         self.assertRegex(err, r"emulated on the CPU, for tests with models below 5M parameters; this one has 5\.\dM: use --device cpu\n")
@@ -259,8 +266,43 @@ class Failing(Cuda):
         self.refused_with(2, 'device "cuda:x" is not known: cpu, cuda, or cuda:N for the Nth GPU', device="cuda:x")
 
     def test_out_of_memory(self):
-        out, err = self.train("--steps", "2", code=5, env=emulated(memory_mb=1))
-        self.assertRegex(err, r"^pfx: cuda backend: cannot allocate \d+\.\d MB \(\d+\.\d MB are in use\)\n$")
+        self.widen_model()
+        out, err = self.train("--steps", "2", code=5, env=emulated(memory_mb=20))
+        self.assertRegex(err, r"^pfx: cuda backend: cannot allocate \d+\.\d MB \(\d+\.\d MB are in use here, \d+\.\d MB are free\)\n$")
+
+    def test_more_tokens_than_the_device_has_room_for(self):
+        """Known before the first step, from the plan; what is said to fit fits."""
+        write_rows("long.jsonl", id_rows(400, self.vocab, longest=60))
+        base = ("train", "--model", "model", "--device", "cuda", *SMALL, "--tune", "prefix:2", "--out", "run", "--data", "long.jsonl",
+                "--steps", "2")
+        room = emulated(memory_mb=48)
+        out, err = self.pfx(*base, "--batch-rows", "400", code=5, env=room)
+        match = re.fullmatch(r"pfx: the step needs \d+\.\d+ [MG]B for (\d+) tokens a batch and \d+\.\d MB are free, enough for (\d+): use "
+                             r"fewer --batch-rows or --batch-tokens, shorter rows, or --accumulate\n", err)
+        self.assertTrue(match, err)
+        self.assertFalse(os.path.exists("run"))
+        self.assertLess(int(match[2]), int(match[1]))
+        self.pfx(*base, "--batch-tokens", str(int(match[2]) * 9 // 10), env=room)
+
+    def test_a_device_that_breaks_while_training(self):
+        """The message names the operation, and the checkpoint goes on to the bytes of a run that was never disturbed."""
+        args = ("--steps", "8", "--save-every", "2", "--batch-rows", "3")
+        self.train(*args, out="whole")
+        for graph, work, blocking in (("--no-graph", 500, 0), ("--no-graph", 700, 1), (None, 600, 0)):
+            with self.subTest(graph=graph, work=work):
+                command.shutil.rmtree("run", ignore_errors=True)
+                out, err = self.train(*args, *([graph] if graph else []), code=5,
+                                      env=dict(emulated(break_at=work), CUDA_LAUNCH_BLOCKING=str(blocking)))
+                match = re.fullmatch(r"pfx: cuda backend: (\w+) failed: an illegal memory access was encountered \(CUDA_LAUNCH_BLOCKING=1 and "
+                                     r"--no-graph name the operation\); the state after step (\d+) is safe: go on with: pfx train "
+                                     r"--resume run\n", err)
+                self.assertTrue(match, err)
+                if blocking:
+                    self.assertRegex(match[1], "gemm|norm_fwd|norm_bwd|attn_fwd|attn_bwd|act_fwd|act_bwd|rope|add|loss|adamw|embed_fwd")
+                self.assertEqual([name for name in files("run") if "tmp" in name], [])
+                self.assertEqual(self.step_saved(), int(match[2]))
+                self.pfx("train", "--resume", "run", "--quiet")
+                self.same_result("whole", "run")
 
     def test_every_call_fails_once(self):
         """No crash, no leak (the sanitizer looks), a message of one line, no half-written file."""

@@ -51,6 +51,7 @@ std::map<const void *, size_t> allowed;
 unsigned random_state;
 long calls;
 double now_ms;
+long pieces_done;
 
 CUstream_st *stream_of(cudaStream_t s) {
   if (s) {
@@ -75,9 +76,14 @@ bool is_ready(const px_work &w) { return !w.wait || (int)(w.wait->done - w.recor
 /* Runs work until `done`; memory is open meanwhile. */
 template <typename F>
 void drain(F done) {
+  static const long break_at = setting("PX_EMU_BREAK_AT", 0); /* the device fails once it has done so many pieces of work */
   if (done()) return;
   memory_open();
   while (!done()) {
+    if (sticky != cudaSuccess) { /* nothing is done any more, and nobody waits */
+      for (CUstream_st *s : streams) s->queue.clear();
+      break;
+    }
     std::vector<CUstream_st *> ready;
     for (CUstream_st *s : streams)
       if (!s->queue.empty() && is_ready(s->queue.front())) ready.push_back(s);
@@ -85,7 +91,8 @@ void drain(F done) {
     CUstream_st *s = ready[seed() ? draw((unsigned)ready.size()) : 0];
     px_work w = std::move(s->queue.front());
     s->queue.pop_front();
-    if (w.run && sticky == cudaSuccess) w.run();
+    if (w.run) w.run();
+    if (w.run && ++pieces_done == break_at) stick(cudaErrorIllegalAddress);
   }
   memory_close();
 }
@@ -158,7 +165,9 @@ cudaError_t set_error(cudaError_t error) {
 }
 
 void enqueue(cudaStream_t stream, const char *name, std::function<void()> work) {
+  static const bool at_once = setting("CUDA_LAUNCH_BLOCKING", 0);
   push(stream, {name, std::move(work), NULL, 0});
+  if (at_once && !stream_of(stream)->capture && finish(stream) != cudaSuccess) last_error = sticky;
 }
 
 void allow_shared(const void *kernel, size_t bytes) { allowed[kernel] = bytes; }
