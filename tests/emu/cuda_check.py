@@ -265,6 +265,13 @@ class Failing(Cuda):
                           capability=75)
         self.refused_with(2, 'device "cuda:x" is not known: cpu, cuda, or cuda:N for the Nth GPU', device="cuda:x")
 
+    def test_a_library_too_old(self):
+        """One that has none of the calls, loaded before the stand-in is looked for."""
+        command.subprocess.run(["cc", "-shared", "-Wl,-soname,libcublasLt.so.13", "-x", "c", "/dev/null", "-o", "old.so"], check=True)
+        self.refused(["eval", "--model", "model", "--data", "rows.jsonl", "--device", "cuda"], 5,
+                     "libcublasLt has no cublasLtCreate: version 12 or later is needed",
+                     env=dict(os.environ, LD_PRELOAD="./old.so", ASAN_OPTIONS="verify_asan_link_order=0"))
+
     def test_out_of_memory(self):
         self.widen_model()
         out, err = self.train("--steps", "2", code=5, env=emulated(memory_mb=20))
