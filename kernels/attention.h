@@ -20,13 +20,14 @@
  * k, v, dk, dv [rows, kv_heads, head_dim] likewise; segment k, v [len, kv_heads, head_dim] in `dtype` with
  * segment.stride; segment dk, dv float32 [len, kv_heads, head_dim] with segment.grad_stride; lse [heads, q rows]
  * float32, natural log.
- * On a device, segments of bf16 with head_dim a multiple of 8 begin at multiples of 16 bytes and have strides that are
+ * On a device, segments of bf16 or f16 with head_dim a multiple of 8 begin at multiples of 16 bytes and have strides that are
  * multiples of 8 and below 2^31, as every row of a prefix has.
- * Limits: head_dim 1..256, heads % kv_heads == 0, dtype f32 or bf16, offsets ascending from 0, adapter[s] <
+ * Limits: head_dim 1..256, heads % kv_heads == 0, dtype f32, bf16 or f16, offsets ascending from 0, adapter[s] <
  * segment_count. All keys and values of a sequence are finite, hidden ones too: a hidden pair counts as p = 0, which a
  * NaN survives.
- * Arithmetic: products and sums in float32. bf16: probabilities (and ds) may be rounded to bf16 before they meet the
- * values (keys, queries).
+ * Arithmetic: products and sums in float32. bf16, f16: probabilities (and ds) may be rounded to that type before they meet
+ * the values (keys, queries). f16 has no exponents to spare: a result, or a ds, beyond 65504 is infinite, and below 6e-8
+ * is lost; callers scale dout as they do for any f16 backward pass.
  * Aliasing: none; q, k, v may be columns of one tensor, likewise dq, dk, dv.
  * Determinism: bits depend on the arguments alone, never on the number of threads. o and lse of a sequence are the same
  * bits alone and in any batch, in forward and in decode (equal to each other to rounding). In backward the rows of the

@@ -391,7 +391,7 @@ int px_attn_bwd_cuda(const px_attn_bwd_args *a, void *stream) {
   p.delta = static_cast<float *>(a->workspace);
   p.partial = p.delta + (int64_t)s.heads * s.q_rows;
   int splits = s.q_rows < PX_ATTN_SPLITS * PX_TILE_KEYS ? 1 : PX_ATTN_SPLITS;
-  PX_FOR_TYPE(s.dtype, T, {
+  PX_FOR_ATTN_TYPE(s.dtype, T, {
     dim3 grid(px_blocks(s.q_rows, 4), (unsigned)s.heads);
     if (s.q_rows > 0) PX_LAUNCH(delta_kernel<T>, grid, 128, 0, stream, p);
     if (!px_attn_bwd_mma(p, splits, stream))

@@ -7,7 +7,7 @@
 enum { MAX_DIM = 256 };
 
 static const char *check_shape(const px_attn_shape *s, bool needs_k_offsets) {
-  if (px_check_type(s->dtype)) return "the type must be f32 or bf16";
+  if ((unsigned)s->dtype > PX_BF16) return "the type must be f32, f16 or bf16";
   if (s->head_dim < 1 || s->head_dim > MAX_DIM) return "head_dim must be from 1 to 256";
   if (s->heads < 1 || s->kv_heads < 1 || s->heads % s->kv_heads) return "heads must be a multiple of kv_heads";
   if (s->seqs < 0 || s->window < 0 || s->segment_count < 0) return "a count is negative";

@@ -223,9 +223,9 @@ static void launch_general(const px_decode_problem &p, dim3 grid, void *stream) 
   else if (words)
     launch<float, 4, 4, 2>(p, grid, stream);
   else if (s.head_dim <= 64)
-    PX_FOR_TYPE(s.dtype, T, (launch<T, 8, 1, 2>(p, grid, stream)));
+    PX_FOR_ATTN_TYPE(s.dtype, T, (launch<T, 8, 1, 2>(p, grid, stream)));
   else
-    PX_FOR_TYPE(s.dtype, T, (launch<T, 4, 1, 8>(p, grid, stream)));
+    PX_FOR_ATTN_TYPE(s.dtype, T, (launch<T, 4, 1, 8>(p, grid, stream)));
 }
 
 /* The workspace in order, and blocks for the whole device: enough that the last ones to end are few, each with parts
@@ -260,6 +260,6 @@ int px_attn_decode_cuda(const px_attn_decode_args *a, void *stream) {
   px_decode_problem p = problem_of(a);
   dim3 grid((unsigned)((int64_t)s.seqs * (p.segment_turns + p.own_turns)), (unsigned)s.kv_heads);
   if (!px_attn_decode_mma(p, grid, stream)) launch_general(p, grid, stream);
-  PX_FOR_TYPE(s.dtype, T, PX_LAUNCH(merge_kernel<T>, (unsigned)(s.q_rows * s.heads), PX_DECODE_THREADS, 0, stream, p));
+  PX_FOR_ATTN_TYPE(s.dtype, T, PX_LAUNCH(merge_kernel<T>, (unsigned)(s.q_rows * s.heads), PX_DECODE_THREADS, 0, stream, p));
   return PX_LAUNCHED();
 }

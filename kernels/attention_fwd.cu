@@ -173,7 +173,7 @@ fwd_kernel(fwd_problem a) {
 static int launch(const fwd_problem &a, void *stream) {
   const px_attn_shape &s = a.s;
   int64_t rows = (int64_t)s.q_rows * (s.heads / s.kv_heads);
-  PX_FOR_HEAD_DIM(s.head_dim, CHUNKS, ROWS, PX_FOR_TYPE(s.dtype, T, {
+  PX_FOR_HEAD_DIM(s.head_dim, CHUNKS, ROWS, PX_FOR_ATTN_TYPE(s.dtype, T, {
                     size_t bytes = fwd_shared_bytes<ROWS>(s.head_dim);
                     PX_ALLOW_SHARED((fwd_kernel<T, ROWS, CHUNKS>), bytes);
                     dim3 grid(px_blocks(rows, PX_TILE_WARPS * ROWS), (unsigned)s.kv_heads);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Backward attention on tensor cores: bfloat16. The passes of attention_bwd.cu, which launches delta and join:
+ * Backward attention on tensor cores: bfloat16 or float16. The passes of attention_bwd.cu, which launches delta and join:
  *   queries   16 query rows a warp stay (Q, dO), keys stream by:       S, dP -> dS;      dQ += dS K
  *   keys      16 key rows a warp stay (K, V), queries stream by:       S', dP' -> P', dS'; dV += P' dO, dK += dS' Q
  *   segments  the same for segment keys, in parts; a part's float32 sums go to the workspace
@@ -28,13 +28,13 @@ template <int DIM>
 struct queries_tile {
   enum { WARPS = DIM > 128 ? 2 : 4, THREADS = WARPS * PX_WARP, ROWS = 16 * WARPS, KEYS = DIM > 128 ? 32 : 64 };
   static size_t bytes(int stages) {
-    return sizeof(px_bf16) * (DIM + PX_MMA_PAD) * (2 * ROWS + 2 * KEYS * (size_t)stages) + sizeof(px_mma_row) * ROWS;
+    return sizeof(px_word16) * (DIM + PX_MMA_PAD) * (2 * ROWS + 2 * KEYS * (size_t)stages) + sizeof(px_mma_row) * ROWS;
   }
 };
 
 /* dq of the warp's rows, through its part of Q's tile. */
-template <int DIM>
-PX_DEVICE void queries_finish(const px_attn_bwd_args &a, px_bf16 *tile, int first, int64_t base, int count, int kv_head,
+template <typename E, int DIM>
+PX_DEVICE void queries_finish(const px_attn_bwd_args &a, px_word16 *tile, int first, int64_t base, int count, int kv_head,
                               const float (*dq)[4]) {
   const px_attn_shape &s = a.shape;
   int lane = (int)threadIdx.x % PX_WARP, g = lane / 4, t = lane % 4, group = s.heads / s.kv_heads;
@@ -44,22 +44,22 @@ PX_DEVICE void queries_finish(const px_attn_bwd_args &a, px_bf16 *tile, int firs
 #pragma unroll
     for (int h = 0; h < 2; h++)
       *reinterpret_cast<uint32_t *>(tile + (first + g + 8 * h) * (DIM + PX_MMA_PAD) + 8 * i + 2 * t) =
-          px_pack(dq[i][2 * h] * s.scale, dq[i][2 * h + 1] * s.scale);
+          px_pack<E>(dq[i][2 * h] * s.scale, dq[i][2 * h + 1] * s.scale);
   __syncwarp();
   for (int i = lane; i < 16 * (DIM / 8); i += PX_WARP) {
     int r = first + i / (DIM / 8), d = i % (DIM / 8) * 8;
     if (r >= count || d >= s.head_dim) continue;
     int64_t row = (base + r) / group, head = (int64_t)kv_head * group + (base + r) % group;
-    px_bf16 *out = static_cast<px_bf16 *>(a.dq) + row * a.dq_stride + head * s.head_dim + d;
-    *reinterpret_cast<px_vec<px_bf16, 8> *>(out) =
-        *reinterpret_cast<const px_vec<px_bf16, 8> *>(tile + r * (DIM + PX_MMA_PAD) + d);
+    px_word16 *out = static_cast<px_word16 *>(a.dq) + row * a.dq_stride + head * s.head_dim + d;
+    *reinterpret_cast<px_vec<px_word16, 8> *>(out) =
+        *reinterpret_cast<const px_vec<px_word16, 8> *>(tile + r * (DIM + PX_MMA_PAD) + d);
   }
 }
 
 /* The warp's rows meet a tile of keys: dq += ds key. */
-template <int DIM, int KEYS>
+template <typename E, int DIM, int KEYS>
 PX_DEVICE void queries_meet(const px_mma_walk<KEYS> &w, const px_mma_row *rows, int first, int count, float scale,
-                            const px_bf16 *q, const px_bf16 *dout, const px_bf16 *k, const px_bf16 *v,
+                            const px_word16 *q, const px_word16 *dout, const px_word16 *k, const px_word16 *v,
                             const query_stats *stats, float (*dq)[DIM / 8][4]) {
   constexpr int N = KEYS / 8;
   int lane = (int)threadIdx.x % PX_WARP, from[2], to[2];
@@ -73,8 +73,8 @@ PX_DEVICE void queries_meet(const px_mma_walk<KEYS> &w, const px_mma_row *rows, 
   float s[1][N][4], dp[1][N][4];
   px_mma_clear<1, N>(s);
   px_mma_clear<1, N>(dp);
-  px_mma_rows_by_rows<DIM, 1, N>(s, q, first, k);
-  px_mma_rows_by_rows<DIM, 1, N>(dp, dout, first, v);
+  px_mma_rows_by_rows<E, DIM, 1, N>(s, q, first, k);
+  px_mma_rows_by_rows<E, DIM, 1, N>(dp, dout, first, v);
 #pragma unroll
   for (int n = 0; n < N; n++)
 #pragma unroll
@@ -82,17 +82,17 @@ PX_DEVICE void queries_meet(const px_mma_walk<KEYS> &w, const px_mma_row *rows, 
       int key = 8 * n + 2 * (lane % 4) + j % 2, h = j / 2;
       weigh(s[0][n][j], dp[0][n][j], key >= from[h] && key < to[h], scale, stats[h]);
     }
-  px_mma_weighted<DIM, 1, N, DIM / 8>(dq, dp, k, 0);
+  px_mma_weighted<E, DIM, 1, N, DIM / 8>(dq, dp, k, 0);
 }
 
-template <int DIM, int STAGES>
+template <typename E, int DIM, int STAGES>
 PX_KERNEL((queries_tile<DIM>::THREADS))
 mma_queries_kernel(px_attn_bwd_problem p) {
   constexpr int ROWS = queries_tile<DIM>::ROWS, KEYS = queries_tile<DIM>::KEYS, THREADS = queries_tile<DIM>::THREADS;
   constexpr int ROW = DIM + PX_MMA_PAD;
-  PX_DYNAMIC_SHARED(px_bf16, memory);
+  PX_DYNAMIC_SHARED(px_word16, memory);
   PX_SHARED(px_mma_walk<KEYS>, walks, 2);
-  px_bf16 *q = memory, *dout = q + ROWS * ROW, *keys = dout + ROWS * ROW; /* keys: K, V of every stage */
+  px_word16 *q = memory, *dout = q + ROWS * ROW, *keys = dout + ROWS * ROW; /* keys: K, V of every stage */
   px_mma_row *rows = reinterpret_cast<px_mma_row *>(keys + 2 * KEYS * STAGES * ROW);
   const px_attn_bwd_args &a = p.a;
   const px_attn_shape &s = a.shape;
@@ -108,11 +108,11 @@ mma_queries_kernel(px_attn_bwd_problem p) {
     if (r < count) stats[h] = stats_of(p, (base + r) / group, (int64_t)kv_head * group + (base + r) % group);
   }
   px_mma_load<DIM, ROWS, THREADS>(q, count, dim, [&](int r) {
-    return static_cast<const px_bf16 *>(a.q) + (base + r) / group * a.q_stride +
+    return static_cast<const px_word16 *>(a.q) + (base + r) / group * a.q_stride +
            ((int64_t)kv_head * group + (base + r) % group) * dim;
   });
   px_mma_load<DIM, ROWS, THREADS>(dout, count, dim, [&](int r) {
-    return static_cast<const px_bf16 *>(a.dout) + (base + r) / group * a.dout_stride +
+    return static_cast<const px_word16 *>(a.dout) + (base + r) / group * a.dout_stride +
            ((int64_t)kv_head * group + (base + r) % group) * dim;
   });
   auto load = [&](int stage, const px_mma_walk<KEYS> &w) {
@@ -134,7 +134,7 @@ mma_queries_kernel(px_attn_bwd_problem p) {
   load(0, walks[0]);
   for (int turn = 0; !walks[turn].over; turn ^= 1) {
     const px_mma_walk<KEYS> &w = walks[turn];
-    const px_bf16 *k = keys + (STAGES == 2 ? turn : 0) * 2 * KEYS * ROW;
+    const px_word16 *k = keys + (STAGES == 2 ? turn : 0) * 2 * KEYS * ROW;
     if (threadIdx.x == 0) {
       walks[turn ^ 1] = w;
       px_mma_next<KEYS>(walks[turn ^ 1], s, own, kv_head, rows, count);
@@ -145,14 +145,14 @@ mma_queries_kernel(px_attn_bwd_problem p) {
     }
     px_wait_copies<STAGES - 1>();
     __syncthreads();
-    queries_meet<DIM, KEYS>(w, rows, first, count, s.scale * 1.44269504f, q, dout, k, k + KEYS * ROW, stats, dq);
+    queries_meet<E, DIM, KEYS>(w, rows, first, count, s.scale * 1.44269504f, q, dout, k, k + KEYS * ROW, stats, dq);
     if (STAGES == 1) {
       __syncthreads();
       load(0, walks[turn ^ 1]);
     }
   }
   px_wait_copies<0>();
-  queries_finish<DIM>(a, q, first, base, count, kv_head, dq[0]);
+  queries_finish<E, DIM>(a, q, first, base, count, kv_head, dq[0]);
 }
 
 /* ---- keys and segments ---- */
@@ -162,7 +162,7 @@ template <int DIM>
 struct keys_tile {
   enum { SHARE = DIM > 128 ? 2 : 1, THREADS = 128, KEYS = 64 / SHARE, ROWS = DIM <= 96 ? 64 : 32, I = DIM / 8 / SHARE };
   static size_t bytes(int stages) {
-    return sizeof(px_bf16) * (DIM + PX_MMA_PAD) * (2 * KEYS + 2 * ROWS * (size_t)stages) +
+    return sizeof(px_word16) * (DIM + PX_MMA_PAD) * (2 * KEYS + 2 * ROWS * (size_t)stages) +
            (sizeof(int2) + sizeof(query_stats)) * ROWS * (size_t)stages;
   }
 };
@@ -170,13 +170,13 @@ struct keys_tile {
 template <int DIM>
 struct keys_shared {
   enum { ROW = DIM + PX_MMA_PAD, ROWS = keys_tile<DIM>::ROWS };
-  px_bf16 *k, *v, *queries; /* queries: Q, dO of every stage */
+  px_word16 *k, *v, *queries; /* queries: Q, dO of every stage */
   int2 *seen;               /* of every stage: keys [x, y) that a query sees */
   query_stats *stats;
 };
 
 template <int DIM, int STAGES>
-PX_DEVICE keys_shared<DIM> carve(px_bf16 *memory) {
+PX_DEVICE keys_shared<DIM> carve(px_word16 *memory) {
   using T = keys_tile<DIM>;
   keys_shared<DIM> m;
   m.k = memory;
@@ -278,18 +278,18 @@ PX_DEVICE void load_queries(const px_attn_bwd_problem &p, const keys_shared<DIM>
       m.seen[stage * T::ROWS + j] = j < count ? Walk::sees(w, s, j) : int2{0, 0};
       m.stats[stage * T::ROWS + j] = j < count ? stats_of(p, row + j, head) : query_stats{0, 0};
     }
-    px_bf16 *q = m.queries + 2 * stage * T::ROWS * (DIM + PX_MMA_PAD), *dout = q + T::ROWS * (DIM + PX_MMA_PAD);
+    px_word16 *q = m.queries + 2 * stage * T::ROWS * (DIM + PX_MMA_PAD), *dout = q + T::ROWS * (DIM + PX_MMA_PAD);
     px_mma_load<DIM, T::ROWS, T::THREADS>(
-        q, count, dim, [&](int i) { return static_cast<const px_bf16 *>(a.q) + (row + i) * a.q_stride + head * dim; });
+        q, count, dim, [&](int i) { return static_cast<const px_word16 *>(a.q) + (row + i) * a.q_stride + head * dim; });
     px_mma_load<DIM, T::ROWS, T::THREADS>(dout, count, dim, [&](int i) {
-      return static_cast<const px_bf16 *>(a.dout) + (row + i) * a.dout_stride + head * dim;
+      return static_cast<const px_word16 *>(a.dout) + (row + i) * a.dout_stride + head * dim;
     });
   }
   px_commit_copies();
 }
 
 /* The warp's keys, `number` and on in their sequence or segment, meet the queries of a stage. */
-template <int DIM>
+template <typename E, int DIM>
 PX_DEVICE void keys_meet(const keys_shared<DIM> &m, int stage, int number, float scale,
                          key_sums<keys_tile<DIM>::I> &sums) {
   using T = keys_tile<DIM>;
@@ -304,12 +304,12 @@ PX_DEVICE void keys_meet(const keys_shared<DIM> &m, int stage, int number, float
     any |= keys.x < number + 16 && keys.y > number && keys.x < keys.y;
   }
   if (!__any_sync(PX_ALL_LANES, any)) return;
-  const px_bf16 *q = m.queries + 2 * stage * T::ROWS * (DIM + PX_MMA_PAD), *dout = q + T::ROWS * (DIM + PX_MMA_PAD);
+  const px_word16 *q = m.queries + 2 * stage * T::ROWS * (DIM + PX_MMA_PAD), *dout = q + T::ROWS * (DIM + PX_MMA_PAD);
   float c[1][N][4], dp[1][N][4];
   px_mma_clear<1, N>(c);
   px_mma_clear<1, N>(dp);
-  px_mma_rows_by_rows<DIM, 1, N>(c, m.k, first, q);
-  px_mma_rows_by_rows<DIM, 1, N>(dp, m.v, first, dout);
+  px_mma_rows_by_rows<E, DIM, 1, N>(c, m.k, first, q);
+  px_mma_rows_by_rows<E, DIM, 1, N>(dp, m.v, first, dout);
 #pragma unroll
   for (int n = 0; n < N; n++)
 #pragma unroll
@@ -322,12 +322,12 @@ PX_DEVICE void keys_meet(const keys_shared<DIM> &m, int stage, int number, float
         weigh(c[0][n][2 * h + e], dp[0][n][2 * h + e], key >= keys.x && key < keys.y, scale, st);
       }
     }
-  px_mma_weighted<DIM, 1, N, T::I>(sums.dv, c, dout, column);
-  px_mma_weighted<DIM, 1, N, T::I>(sums.dk, dp, q, column);
+  px_mma_weighted<E, DIM, 1, N, T::I>(sums.dv, c, dout, column);
+  px_mma_weighted<E, DIM, 1, N, T::I>(sums.dk, dp, q, column);
 }
 
 /* All queries of the walk; the tile's keys and values are on their way, not yet committed. */
-template <int DIM, int STAGES, typename Walk>
+template <typename E, int DIM, int STAGES, typename Walk>
 PX_DEVICE void meet_queries(const px_attn_bwd_problem &p, const keys_shared<DIM> &m, Walk w, int kv_head,
                             key_sums<keys_tile<DIM>::I> &sums) {
   using T = keys_tile<DIM>;
@@ -345,7 +345,7 @@ PX_DEVICE void meet_queries(const px_attn_bwd_problem &p, const keys_shared<DIM>
     }
     px_wait_copies<STAGES - 1>();
     __syncthreads();
-    keys_meet<DIM>(m, turn, Walk::key_number(w) + first, s.scale * 1.44269504f, sums);
+    keys_meet<E, DIM>(m, turn, Walk::key_number(w) + first, s.scale * 1.44269504f, sums);
     if (STAGES == 1) {
       __syncthreads();
       load_queries<DIM>(p, m, 0, next, kv_head);
@@ -376,11 +376,11 @@ PX_DEVICE void for_each_sum(const key_sums<keys_tile<DIM>::I> &sums, int count, 
   }
 }
 
-template <int DIM, int STAGES>
+template <typename E, int DIM, int STAGES>
 PX_KERNEL(128)
 mma_keys_kernel(px_attn_bwd_problem p) {
   using T = keys_tile<DIM>;
-  PX_DYNAMIC_SHARED(px_bf16, memory);
+  PX_DYNAMIC_SHARED(px_word16, memory);
   const px_attn_bwd_args &a = p.a;
   const px_attn_shape &s = a.shape;
   int kv_head = (int)blockIdx.y, dim = s.head_dim, base = (int)blockIdx.x * T::KEYS;
@@ -388,27 +388,27 @@ mma_keys_kernel(px_attn_bwd_problem p) {
   int64_t head = (int64_t)kv_head * dim;
   keys_shared<DIM> m = carve<DIM, STAGES>(memory);
   px_mma_load<DIM, T::KEYS, T::THREADS>(
-      m.k, end - base, dim, [&](int r) { return static_cast<const px_bf16 *>(a.k) + (base + r) * a.k_stride + head; });
+      m.k, end - base, dim, [&](int r) { return static_cast<const px_word16 *>(a.k) + (base + r) * a.k_stride + head; });
   px_mma_load<DIM, T::KEYS, T::THREADS>(
-      m.v, end - base, dim, [&](int r) { return static_cast<const px_bf16 *>(a.v) + (base + r) * a.v_stride + head; });
+      m.v, end - base, dim, [&](int r) { return static_cast<const px_word16 *>(a.v) + (base + r) * a.v_stride + head; });
   own_walk<T::ROWS> w = {};
   w.base = base, w.end = end, w.seq = px_sequence_of(s.k_offsets, s.seqs, base);
   own_walk<T::ROWS>::enter(w, s);
   key_sums<T::I> sums;
-  meet_queries<DIM, STAGES>(p, m, w, kv_head, sums);
+  meet_queries<E, DIM, STAGES>(p, m, w, kv_head, sums);
   for_each_sum<DIM>(sums, end - base, dim, s.scale, [&](int r, int d, float k0, float k1, float v0, float v1) {
-    px_bf16 *dk = static_cast<px_bf16 *>(a.dk) + (base + r) * a.dk_stride + head + d;
-    px_bf16 *dv = static_cast<px_bf16 *>(a.dv) + (base + r) * a.dv_stride + head + d;
-    *reinterpret_cast<uint32_t *>(dk) = px_pack(k0, k1);
-    *reinterpret_cast<uint32_t *>(dv) = px_pack(v0, v1);
+    px_word16 *dk = static_cast<px_word16 *>(a.dk) + (base + r) * a.dk_stride + head + d;
+    px_word16 *dv = static_cast<px_word16 *>(a.dv) + (base + r) * a.dv_stride + head + d;
+    *reinterpret_cast<uint32_t *>(dk) = px_pack<E>(k0, k1);
+    *reinterpret_cast<uint32_t *>(dv) = px_pack<E>(v0, v1);
   });
 }
 
-template <int DIM, int STAGES>
+template <typename E, int DIM, int STAGES>
 PX_KERNEL(128)
 mma_segments_kernel(px_attn_bwd_problem p, int splits) {
   using T = keys_tile<DIM>;
-  PX_DYNAMIC_SHARED(px_bf16, memory);
+  PX_DYNAMIC_SHARED(px_word16, memory);
   const px_attn_shape &s = p.a.shape;
   int kv_head = (int)blockIdx.y, split = (int)blockIdx.z, dim = s.head_dim;
   int64_t head = (int64_t)kv_head * dim, width = (int64_t)s.kv_heads * dim;
@@ -418,17 +418,17 @@ mma_segments_kernel(px_attn_bwd_problem p, int splits) {
   const px_kv_segment &segment = s.segments[at.id];
   int count = segment.len - at.from < T::KEYS ? segment.len - at.from : T::KEYS;
   px_mma_load<DIM, T::KEYS, T::THREADS>(m.k, count, dim, [&](int r) {
-    return static_cast<const px_bf16 *>(segment.k) + (at.from + r) * segment.stride + head;
+    return static_cast<const px_word16 *>(segment.k) + (at.from + r) * segment.stride + head;
   });
   px_mma_load<DIM, T::KEYS, T::THREADS>(m.v, count, dim, [&](int r) {
-    return static_cast<const px_bf16 *>(segment.v) + (at.from + r) * segment.stride + head;
+    return static_cast<const px_word16 *>(segment.v) + (at.from + r) * segment.stride + head;
   });
   segment_walk<T::ROWS> w = {};
   w.id = at.id, w.from = at.from, w.len = segment.len;
   w.at = (int)((int64_t)s.q_rows * split / splits), w.end = (int)((int64_t)s.q_rows * (split + 1) / splits);
   segment_walk<T::ROWS>::enter(w, s);
   key_sums<T::I> sums;
-  meet_queries<DIM, STAGES>(p, m, w, kv_head, sums);
+  meet_queries<E, DIM, STAGES>(p, m, w, kv_head, sums);
   float *part = p.partial + (2 * split * at.all_rows + at.rows_before + at.from) * width + head;
   int64_t dv = at.all_rows * width;
   for_each_sum<DIM>(sums, count, dim, s.scale, [&](int r, int d, float k0, float k1, float v0, float v1) {
@@ -440,30 +440,47 @@ mma_segments_kernel(px_attn_bwd_problem p, int splits) {
 
 /* ---- launchers ---- */
 
-template <int DIM, int STAGES>
+template <typename E, int DIM, int STAGES>
 static void launch_queries(const px_attn_bwd_problem &p, void *stream) {
   using T = queries_tile<DIM>;
   const px_attn_shape &s = p.a.shape;
   dim3 grid(px_blocks((int64_t)s.q_rows * (s.heads / s.kv_heads), T::ROWS), (unsigned)s.kv_heads);
-  PX_ALLOW_SHARED((mma_queries_kernel<DIM, STAGES>), T::bytes(STAGES));
-  PX_LAUNCH((mma_queries_kernel<DIM, STAGES>), grid, T::THREADS, T::bytes(STAGES), stream, p);
+  PX_ALLOW_SHARED((mma_queries_kernel<E, DIM, STAGES>), T::bytes(STAGES));
+  PX_LAUNCH((mma_queries_kernel<E, DIM, STAGES>), grid, T::THREADS, T::bytes(STAGES), stream, p);
 }
 
-template <int DIM, int STAGES>
+template <typename E, int DIM, int STAGES>
 static void launch_keys(const px_attn_bwd_problem &p, int splits, void *stream) {
   using T = keys_tile<DIM>;
   const px_attn_shape &s = p.a.shape;
   size_t bytes = T::bytes(STAGES);
   if (p.a.dk && s.k_rows > 0) {
-    PX_ALLOW_SHARED((mma_keys_kernel<DIM, STAGES>), bytes);
+    PX_ALLOW_SHARED((mma_keys_kernel<E, DIM, STAGES>), bytes);
     dim3 grid(px_blocks(s.k_rows, T::KEYS), (unsigned)s.kv_heads);
-    PX_LAUNCH((mma_keys_kernel<DIM, STAGES>), grid, T::THREADS, bytes, stream, p);
+    PX_LAUNCH((mma_keys_kernel<E, DIM, STAGES>), grid, T::THREADS, bytes, stream, p);
   }
   if (s.adapter && s.segment_count > 0) {
-    PX_ALLOW_SHARED((mma_segments_kernel<DIM, STAGES>), bytes);
+    PX_ALLOW_SHARED((mma_segments_kernel<E, DIM, STAGES>), bytes);
     dim3 grid(px_segment_blocks(s, T::KEYS), (unsigned)s.kv_heads, (unsigned)splits);
-    PX_LAUNCH((mma_segments_kernel<DIM, STAGES>), grid, T::THREADS, bytes, stream, p, splits);
+    PX_LAUNCH((mma_segments_kernel<E, DIM, STAGES>), grid, T::THREADS, bytes, stream, p, splits);
   }
+}
+
+template <typename E>
+static void launch_any(const px_attn_bwd_problem &p, int splits, void *stream) {
+  size_t most = px_most_shared() - 1024; /* the runtime keeps some, and static shared memory counts */
+  PX_MMA_FOR_DIM(p.a.shape.head_dim, DIM, {
+    if (p.a.dq && p.a.shape.q_rows > 0) {
+      if (queries_tile<DIM>::bytes(2) <= most)
+        launch_queries<E, DIM, 2>(p, stream);
+      else
+        launch_queries<E, DIM, 1>(p, stream);
+    }
+    if (keys_tile<DIM>::bytes(2) <= most)
+      launch_keys<E, DIM, 2>(p, splits, stream);
+    else
+      launch_keys<E, DIM, 1>(p, splits, stream);
+  });
 }
 
 bool px_attn_bwd_mma(const px_attn_bwd_problem &p, int splits, void *stream) {
@@ -473,18 +490,6 @@ bool px_attn_bwd_mma(const px_attn_bwd_problem &p, int splits, void *stream) {
       !px_mma_rows(a.v, a.v_stride) || !px_mma_rows(a.dout, a.dout_stride) || !px_mma_rows(a.dq, a.dq_stride) ||
       !px_mma_rows(a.dk, a.dk_stride) || !px_mma_rows(a.dv, a.dv_stride))
     return false;
-  size_t most = px_most_shared() - 1024; /* the runtime keeps some, and static shared memory counts */
-  PX_MMA_FOR_DIM(s.head_dim, DIM, {
-    if (a.dq && s.q_rows > 0) {
-      if (queries_tile<DIM>::bytes(2) <= most)
-        launch_queries<DIM, 2>(p, stream);
-      else
-        launch_queries<DIM, 1>(p, stream);
-    }
-    if (keys_tile<DIM>::bytes(2) <= most)
-      launch_keys<DIM, 2>(p, splits, stream);
-    else
-      launch_keys<DIM, 1>(p, splits, stream);
-  });
+  PX_MMA_FOR_TYPE(s.dtype, E, launch_any<E>(p, splits, stream));
   return true;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Decode on tensor cores: bfloat16, head_dim a multiple of 8. attention_decode.cuh says how the work is cut.
+ * Decode on tensor cores: bfloat16 or float16, head_dim a multiple of 8. attention_decode.cuh says how the work is cut.
  *
  *   shared memory:  Q (stays)  |  a ring of STAGES tiles of 64 keys:  K 0, V 0, K 1, V 1, ...
  *
@@ -74,7 +74,7 @@ PX_DEVICE void soften(float (*c)[4], const px_decode_row *rows, int key, int end
 
 /* A warp's 16 rows of a tile of keys. offset: of key l % 16 in lane l. */
 template <int DIM>
-PX_DEVICE void load_keys(px_bf16 *tile, const px_bf16 *rows, int64_t offset, int count, int dim) {
+PX_DEVICE void load_keys(px_word16 *tile, const px_word16 *rows, int64_t offset, int count, int dim) {
   constexpr int WORDS = DIM / 8;
   int lane = (int)threadIdx.x % PX_WARP;
 #pragma unroll(DIM > 128 ? 1 : 4)
@@ -87,14 +87,14 @@ PX_DEVICE void load_keys(px_bf16 *tile, const px_bf16 *rows, int64_t offset, int
 }
 
 struct memory_of {
-  px_bf16 *q, *ring;
+  px_word16 *q, *ring;
   px_decode_row *rows;
   px_decode_mass *masses; /* [warps][16] */
 };
 
 /* The tile's rows meet keys [begin, end). */
-template <int DIM, int SPLIT>
-PX_DEVICE void stream(const memory_of &m, const px_decode_keys<px_bf16> &keys, int begin, int end, int count, int dim,
+template <typename E, int DIM, int SPLIT>
+PX_DEVICE void stream(const memory_of &m, const px_decode_keys<px_word16> &keys, int begin, int end, int count, int dim,
                       float scale, softmax_state<DIM> &state) {
   constexpr int N = KEYS / SPLIT / 8, STRIDE = tile_of<DIM>::STRIDE, STAGES = tile_of<DIM>::STAGES;
   int lane = (int)threadIdx.x % PX_WARP, warp = (int)threadIdx.x / PX_WARP;
@@ -119,21 +119,21 @@ PX_DEVICE void stream(const memory_of &m, const px_decode_keys<px_bf16> &keys, i
                     else
                       __syncthreads();
                     ask();
-                    const px_bf16 *tile = m.ring + (read * KEYS + mine) * STRIDE;
+                    const px_word16 *tile = m.ring + (read * KEYS + mine) * STRIDE;
                     read = read + 1 == STAGES ? 0 : read + 1;
                     return tile;
   };
   for (int i = 0; i < STAGES - 1; i++) ask();
   for (int at = begin; at < end; at += KEYS) {
     float c[1][N][4];
-    const px_bf16 *tile = next();
+    const px_word16 *tile = next();
     if (first < count) {
       px_mma_clear<1, N>(c);
-      px_mma_rows_by_rows<DIM, 1, N>(c, m.q, first, tile);
+      px_mma_rows_by_rows<E, DIM, 1, N>(c, m.q, first, tile);
       soften<DIM, N>(c[0], m.rows + first, at + mine, end, scale * 1.44269504f, state);
     }
     tile = next();
-    if (first < count) px_mma_weighted<DIM, 1, N, DIM / 8>(state.o, c, tile, 0);
+    if (first < count) px_mma_weighted<E, DIM, 1, N, DIM / 8>(state.o, c, tile, 0);
   }
 }
 
@@ -155,12 +155,12 @@ PX_DEVICE void leave(const memory_of &m, const softmax_state<DIM> &state) {
 }
 
 /* Rows of the tile against the block's parts, SPLIT warps to the same 16 rows. */
-template <int DIM, int SPLIT>
-PX_DEVICE void meet(const px_decode_problem &p, const px_decode_work &w, const px_decode_keys<px_bf16> &keys,
+template <typename E, int DIM, int SPLIT>
+PX_DEVICE void meet(const px_decode_problem &p, const px_decode_work &w, const px_decode_keys<px_word16> &keys,
                     const memory_of &m, int count) {
   const px_attn_shape &s = p.a.shape;
   px_mma_load<DIM, 64 / SPLIT, PX_DECODE_THREADS>(m.q, count, s.head_dim, [&](int r) {
-    return static_cast<const px_bf16 *>(p.a.q) + m.rows[r].query * p.a.q_stride + m.rows[r].head * s.head_dim;
+    return static_cast<const px_word16 *>(p.a.q) + m.rows[r].query * p.a.q_stride + m.rows[r].head * s.head_dim;
   });
   px_commit_copies();
   px_wait_copies<0>();
@@ -172,7 +172,7 @@ PX_DEVICE void meet(const px_decode_problem &p, const px_decode_work &w, const p
     state.sum[0] = state.sum[1] = 0;
     int begin = w.cut.begin + part * w.cut.keys;
     int end = w.cut.end - begin < w.cut.keys ? w.cut.end : begin + w.cut.keys;
-    stream<DIM, SPLIT>(m, keys, begin, end, count, s.head_dim, s.scale, state);
+    stream<E, DIM, SPLIT>(m, keys, begin, end, count, s.head_dim, s.scale, state);
     __syncthreads();
     leave<DIM>(m, state);
     px_decode_store<SPLIT, 16>(p, m.rows, count, w.slot + part, m.masses, reinterpret_cast<float *>(m.ring),
@@ -180,25 +180,34 @@ PX_DEVICE void meet(const px_decode_problem &p, const px_decode_work &w, const p
   }
 }
 
-template <int DIM>
+template <typename E, int DIM>
 PX_KERNEL_BLOCKS(PX_DECODE_THREADS, (DIM > 96 ? 2 : 3))
 mma_decode_kernel(px_decode_problem p) {
   constexpr int ROWS = tile_of<DIM>::ROWS;
-  PX_DYNAMIC_SHARED(px_bf16, memory);
+  PX_DYNAMIC_SHARED(px_word16, memory);
   PX_SHARED(px_decode_row, rows, ROWS);
   PX_SHARED(px_decode_mass, masses, PX_DECODE_WARPS * 16);
   PX_SHARED(px_decode_work, work, 1);
-  PX_SHARED(px_decode_keys<px_bf16>, keys, 1);
-  if (!px_decode_begin<px_bf16, ROWS>(p, work, keys)) return;
+  PX_SHARED(px_decode_keys<px_word16>, keys, 1);
+  if (!px_decode_begin<px_word16, ROWS>(p, work, keys)) return;
   const px_decode_work &w = work[0];
   memory_of m = {memory, memory + ROWS * tile_of<DIM>::STRIDE, rows, masses};
   for (int rank = w.rank; rank < w.rank_end; rank += ROWS) {
     int count = px_decode_fill<ROWS>(p, w, rank, rows);
     if (!w.segment && w.rank_end <= 16)
-      meet<DIM, PX_DECODE_WARPS>(p, w, keys[0], m, count);
+      meet<E, DIM, PX_DECODE_WARPS>(p, w, keys[0], m, count);
     else
-      meet<DIM, tile_of<DIM>::SPLIT>(p, w, keys[0], m, count);
+      meet<E, DIM, tile_of<DIM>::SPLIT>(p, w, keys[0], m, count);
   }
+}
+
+template <typename E>
+static void launch(const px_decode_problem &p, dim3 grid, void *stream) {
+  PX_MMA_FOR_DIM(p.a.shape.head_dim, DIM, {
+    size_t bytes = sizeof(px_word16) * tile_of<DIM>::STRIDE * (tile_of<DIM>::ROWS + tile_of<DIM>::STAGES * KEYS);
+    PX_ALLOW_SHARED((mma_decode_kernel<E, DIM>), bytes);
+    PX_LAUNCH((mma_decode_kernel<E, DIM>), grid, PX_DECODE_THREADS, bytes, stream, p);
+  });
 }
 
 bool px_attn_decode_mma(const px_decode_problem &p, dim3 grid, void *stream) {
@@ -207,10 +216,6 @@ bool px_attn_decode_mma(const px_decode_problem &p, dim3 grid, void *stream) {
   if (!px_mma_takes(a.shape) || !px_mma_rows(a.q, a.q_stride) || !px_mma_rows(a.k_cache, row) ||
       !px_mma_rows(a.v_cache, row))
     return false;
-  PX_MMA_FOR_DIM(a.shape.head_dim, DIM, {
-    size_t bytes = sizeof(px_bf16) * tile_of<DIM>::STRIDE * (tile_of<DIM>::ROWS + tile_of<DIM>::STAGES * KEYS);
-    PX_ALLOW_SHARED(mma_decode_kernel<DIM>, bytes);
-    PX_LAUNCH(mma_decode_kernel<DIM>, grid, PX_DECODE_THREADS, bytes, stream, p);
-  });
+  PX_MMA_FOR_TYPE(a.shape.dtype, E, launch<E>(p, grid, stream));
   return true;
 }

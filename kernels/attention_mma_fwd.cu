@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Forward attention on tensor cores: bfloat16, training and prefill.
+ * Forward attention on tensor cores: bfloat16 or float16, training and prefill.
  *
  *   a block: 64 * MT rows (query, head of the group) of one kv head, four warps of 16 * MT rows
  *
@@ -30,7 +30,7 @@ struct mma_fwd_problem {
 
 template <int DIM, int MT>
 static size_t fwd_bytes() {
-  return sizeof(px_bf16) * (DIM + PX_MMA_PAD) * (64 * MT + 2 * tile_of<DIM>::KEYS) + sizeof(px_mma_row) * 64 * MT;
+  return sizeof(px_word16) * (DIM + PX_MMA_PAD) * (64 * MT + 2 * tile_of<DIM>::KEYS) + sizeof(px_mma_row) * 64 * MT;
 }
 
 /* The softmax so far of a warp's rows; lane l holds rows l / 4 and l / 4 + 8 of every 16. */
@@ -91,8 +91,8 @@ PX_DEVICE bool concerns(const px_mma_walk<KEYS> &w, const px_mma_row *rows, int 
 }
 
 /* o and lse of the warp's rows; o goes through the warp's part of Q's tile so that it leaves in words of 16 bytes. */
-template <int DIM, int MT>
-PX_DEVICE void finish(const mma_fwd_problem &a, px_bf16 *tile, int first, int64_t base, int count, int kv_head,
+template <typename E, int DIM, int MT>
+PX_DEVICE void finish(const mma_fwd_problem &a, px_word16 *tile, int first, int64_t base, int count, int kv_head,
                       softmax_state<DIM, MT> &state) {
   const px_attn_shape &s = a.s;
   int lane = (int)threadIdx.x % PX_WARP, g = lane / 4, t = lane % 4, group = s.heads / s.kv_heads;
@@ -107,7 +107,7 @@ PX_DEVICE void finish(const mma_fwd_problem &a, px_bf16 *tile, int first, int64_
       float share = mass > 0 ? 1.0f / mass : 0.0f;
 #pragma unroll
       for (int i = 0; i < DIM / 8; i++) {
-        uint32_t pair = px_pack(state.o[m][i][2 * h] * share, state.o[m][i][2 * h + 1] * share);
+        uint32_t pair = px_pack<E>(state.o[m][i][2 * h] * share, state.o[m][i][2 * h + 1] * share);
         *reinterpret_cast<uint32_t *>(tile + r * (DIM + PX_MMA_PAD) + 8 * i + 2 * t) = pair;
       }
       if (a.lse && t == 0 && r < count) {
@@ -120,18 +120,18 @@ PX_DEVICE void finish(const mma_fwd_problem &a, px_bf16 *tile, int first, int64_
     int r = first + i / (DIM / 8), d = i % (DIM / 8) * 8;
     if (r >= count || d >= s.head_dim) continue;
     int64_t row = (base + r) / group, head = (int64_t)kv_head * group + (base + r) % group;
-    px_bf16 *out = static_cast<px_bf16 *>(a.o) + row * a.o_stride + head * s.head_dim + d;
-    *reinterpret_cast<px_vec<px_bf16, 8> *>(out) =
-        *reinterpret_cast<const px_vec<px_bf16, 8> *>(tile + r * (DIM + PX_MMA_PAD) + d);
+    px_word16 *out = static_cast<px_word16 *>(a.o) + row * a.o_stride + head * s.head_dim + d;
+    *reinterpret_cast<px_vec<px_word16, 8> *>(out) =
+        *reinterpret_cast<const px_vec<px_word16, 8> *>(tile + r * (DIM + PX_MMA_PAD) + d);
   }
 }
 
-template <int DIM, int MT>
+template <typename E, int DIM, int MT>
 PX_KERNEL(THREADS)
 mma_fwd_kernel(mma_fwd_problem a) {
   constexpr int KEYS = tile_of<DIM>::KEYS, ROWS = 64 * MT, N = KEYS / 8;
-  PX_DYNAMIC_SHARED(px_bf16, memory);
-  px_bf16 *q = memory, *k = q + ROWS * (DIM + PX_MMA_PAD), *v = k + KEYS * (DIM + PX_MMA_PAD);
+  PX_DYNAMIC_SHARED(px_word16, memory);
+  px_word16 *q = memory, *k = q + ROWS * (DIM + PX_MMA_PAD), *v = k + KEYS * (DIM + PX_MMA_PAD);
   px_mma_row *rows = reinterpret_cast<px_mma_row *>(v + KEYS * (DIM + PX_MMA_PAD));
   PX_SHARED(px_mma_walk<KEYS>, walks, 2);
   const px_attn_shape &s = a.s;
@@ -142,7 +142,7 @@ mma_fwd_kernel(mma_fwd_problem a) {
   for (int r = (int)threadIdx.x; r < count; r += THREADS) rows[r] = px_mma_row_of(s, (int)((base + r) / group));
   px_mma_load<DIM, ROWS, THREADS>(q, count, dim, [&](int r) {
     int64_t row = (base + r) / group, head = (int64_t)kv_head * group + (base + r) % group;
-    return static_cast<const px_bf16 *>(a.q) + row * a.q_stride + head * dim;
+    return static_cast<const px_word16 *>(a.q) + row * a.q_stride + head * dim;
   });
   __syncthreads();
 
@@ -176,36 +176,37 @@ mma_fwd_kernel(mma_fwd_problem a) {
     float c[MT][N][4];
     if (mine) {
       px_mma_clear<MT, N>(c);
-      px_mma_rows_by_rows<DIM, MT, N>(c, q, first, k);
+      px_mma_rows_by_rows<E, DIM, MT, N>(c, q, first, k);
       soften<DIM, MT, N>(c, w, rows, first, s.scale * 1.44269504f, state);
     }
     px_wait_copies<0>();
     __syncthreads();
     if (!next.over) px_mma_load_keys<DIM, KEYS, THREADS>(k, next, next.k, next.k_stride, dim);
     px_commit_copies();
-    if (mine) px_mma_weighted<DIM, MT, N, DIM / 8>(state.o, c, v, 0);
+    if (mine) px_mma_weighted<E, DIM, MT, N, DIM / 8>(state.o, c, v, 0);
   }
   px_wait_copies<0>();
-  finish<DIM, MT>(a, q, first, base, count, kv_head, state);
+  finish<E, DIM, MT>(a, q, first, base, count, kv_head, state);
 }
 
-template <int DIM, int MT>
+template <typename E, int DIM, int MT>
 static void launch(const mma_fwd_problem &a, void *stream) {
   size_t bytes = fwd_bytes<DIM, MT>();
   dim3 grid(px_blocks((int64_t)a.s.q_rows * (a.s.heads / a.s.kv_heads), 64 * MT), (unsigned)a.s.kv_heads);
-  PX_ALLOW_SHARED((mma_fwd_kernel<DIM, MT>), bytes);
-  PX_LAUNCH((mma_fwd_kernel<DIM, MT>), grid, THREADS, bytes, stream, a);
+  PX_ALLOW_SHARED((mma_fwd_kernel<E, DIM, MT>), bytes);
+  PX_LAUNCH((mma_fwd_kernel<E, DIM, MT>), grid, THREADS, bytes, stream, a);
 }
 
+template <typename E>
 static void launch_any(const mma_fwd_problem &a, void *stream) {
   /* Tiles of 128 rows read each key half as often; they pay where they are enough for the device. */
   int64_t tiles = (int64_t)px_blocks((int64_t)a.s.q_rows * (a.s.heads / a.s.kv_heads), 128) * a.s.kv_heads;
   bool large = tiles >= px_multiprocessors();
   PX_MMA_FOR_DIM(a.s.head_dim, DIM, {
     if (DIM <= 128 && large)
-      launch<DIM, DIM <= 128 ? 2 : 1>(a, stream);
+      launch<E, DIM, DIM <= 128 ? 2 : 1>(a, stream);
     else
-      launch<DIM, 1>(a, stream);
+      launch<E, DIM, 1>(a, stream);
   });
 }
 
@@ -217,6 +218,6 @@ bool px_attn_fwd_mma(const px_attn_fwd_args *a, void *stream) {
   p.s = a->shape;
   p.q = a->q, p.o = a->o, p.lse = a->lse, p.q_stride = a->q_stride, p.o_stride = a->o_stride;
   p.keys.k = a->k, p.keys.v = a->v, p.keys.k_stride = a->k_stride, p.keys.v_stride = a->v_stride;
-  launch_any(p, stream);
+  PX_MMA_FOR_TYPE(p.s.dtype, E, launch_any<E>(p, stream));
   return true;
 }

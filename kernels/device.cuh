@@ -55,7 +55,7 @@ static inline size_t px_most_shared() {
 enum { PX_WARP = 32 };
 #define PX_ALL_LANES 0xffffffffu
 
-/* ---- element types: `float` and `px_bf16` (px_f16 in casts alone); kernels are templates over them ---- */
+/* ---- element types: `float` and `px_bf16` (px_f16 in casts and attention alone); kernels are templates over them ---- */
 
 struct px_bf16 {
   uint16_t bits;
@@ -66,7 +66,15 @@ struct px_f16 {
 
 PX_DEVICE float px_to_float(float x) { return x; }
 PX_DEVICE float px_to_float(px_bf16 x) { return px_bf16_to_f32(x.bits); }
-PX_DEVICE float px_to_float(px_f16 x) { return px_f16_to_f32(x.bits); }
+PX_DEVICE float px_to_float(px_f16 x) {
+#ifdef PX_EMULATED
+  return px_f16_to_f32(x.bits);
+#else
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+#endif
+}
 
 template <typename T>
 struct px_element;
@@ -88,12 +96,25 @@ struct px_element<px_bf16> {
 };
 template <>
 struct px_element<px_f16> {
-  PX_DEVICE px_f16 round(float x) { return {px_f32_to_f16(x)}; }
+  PX_DEVICE px_f16 round(float x) {
+#ifdef PX_EMULATED
+    return {px_f32_to_f16(x)};
+#else
+    px_f16 y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+#endif
+  }
 };
 template <typename T>
 PX_DEVICE T px_from_float(float x) {
   return px_element<T>::round(x);
 }
+
+template <typename E>
+constexpr bool px_is_f16 = false;
+template <>
+constexpr bool px_is_f16<px_f16> = true;
 
 /* Several elements that move as one word (16 bytes at the most). */
 template <typename T, int N>
@@ -156,21 +177,24 @@ PX_DEVICE float px_block_max(float x, float *scratch) {
   return x;
 }
 
-/* ---- tensor cores: bfloat16 products of a warp, 16 x 8 x 16, float32 sums (mma.sync, from sm_80 on) ----
+/* ---- tensor cores: products of a warp, 16 x 8 x 16, bfloat16 or float16 (E), float32 sums (mma.sync, from sm_80 on) ----
  * Lane l holds, with g = l / 4 and t = l % 4, of
  *   A [16][16]: a[0] row g, a[1] row g + 8, columns 2t and 2t + 1; a[2], a[3] the same rows, columns 2t + 8 and 2t + 9
  *   B [16][8]:  b0 rows 2t and 2t + 1 of column g; b1 rows 2t + 8 and 2t + 9
  *   C [16][8]:  c[0], c[1] row g, columns 2t and 2t + 1; c[2], c[3] row g + 8
  * (PTX ISA, "Matrix fragments for mma.m16n8k16"); the lower half of a register is the first of two. */
+#define PX_MMA_OF(type)                                                                                            \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                              \
+               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                              \
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                    \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+template <typename E>
 PX_DEVICE void px_mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
 #ifdef PX_EMULATED
-  px_emu::mma_bf16(c, a, b0, b1);
+  px_emu::mma<E>(c, a, b0, b1);
 #else
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  if constexpr (px_is_f16<E>) PX_MMA_OF("f16");
+  else PX_MMA_OF("bf16");
 #endif
 }
 
@@ -222,13 +246,15 @@ PX_DEVICE void px_wait_copies() {
 #endif
 }
 
-/* Two float32 as bfloat16, rounded to nearest; x in the lower half. */
+/* Two float32 as elements of E, rounded to nearest; x in the lower half. */
+template <typename E>
 PX_DEVICE uint32_t px_pack(float x, float y) {
 #ifdef PX_EMULATED
-  return px_f32_to_bf16(x) | (uint32_t)px_f32_to_bf16(y) << 16;
+  return px_from_float<E>(x).bits | (uint32_t)px_from_float<E>(y).bits << 16;
 #else
   uint32_t both;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(y), "f"(x));
+  if constexpr (px_is_f16<E>) asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(y), "f"(x));
+  else asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(y), "f"(x));
   return both;
 #endif
 }
@@ -297,6 +323,17 @@ PX_DEVICE int64_t px_words_apart() { return (int64_t)gridDim.y * blockDim.x; }
       using T = px_bf16;           \
       __VA_ARGS__;                 \
     }                              \
+  } while (0)
+
+/* The same for attention, which has float16 too. */
+#define PX_FOR_ATTN_TYPE(dtype, T, ...)         \
+  do {                                          \
+    if ((dtype) == PX_F16) {                    \
+      using T = px_f16;                         \
+      __VA_ARGS__;                              \
+    } else {                                    \
+      PX_FOR_TYPE(dtype, T, __VA_ARGS__);       \
+    }                                           \
   } while (0)
 
 #endif

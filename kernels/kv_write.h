@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * New keys and values into a cache: row t of k and v goes to slot slots[t] of k_cache and v_cache ([slots, dim],
  * dense); slot = page * page_tokens + offset, so the same call serves contiguous and paged caches. Slots are distinct;
- * -1 skips. Bytes are copied as they are; k and v overlap neither cache; other slots stay. dtype f32 or bf16. */
+ * -1 skips. Bytes are copied as they are; k and v overlap neither cache; other slots stay. dtype f32, f16 or bf16. */
 #ifndef PX_KERNELS_KV_WRITE_H
 #define PX_KERNELS_KV_WRITE_H
 

@@ -4,7 +4,7 @@
 
 const char *px_kv_write_check(const px_kv_write_args *a) {
   if (a->rows < 0 || a->dim < 1) return "rows or dim is out of range";
-  if (px_check_type(a->dtype)) return "the type must be f32 or bf16";
+  if ((unsigned)a->dtype > PX_BF16) return "the type must be f32, f16 or bf16";
   if (a->k_stride < a->dim || a->v_stride < a->dim) return "a stride is shorter than its row";
   return a->rows && (!a->k || !a->v || !a->k_cache || !a->v_cache || !a->slots) ? "a pointer is missing" : NULL;
 }

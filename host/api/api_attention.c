@@ -25,13 +25,13 @@ static px_status open_shape(const pfx_attention_shape *shape, px_attn_shape *out
   if (!shape) return px_fail(err, PX_INVALID, "pfx_attention_shape is missing");
   if (px_api_options(&s, sizeof s, shape, "pfx_attention_shape", (pfx_error *)err) != PFX_OK) return PX_INVALID;
   if ((unsigned)s.place > PFX_AT_CUDA) return px_fail(err, PX_INVALID, "place %d is not known", (int)s.place);
-  if ((unsigned)s.type > PFX_ATTENTION_BF16) return px_fail(err, PX_INVALID, "type %d is not known", (int)s.type);
+  if ((unsigned)s.type > PFX_ATTENTION_F16) return px_fail(err, PX_INVALID, "type %d is not known", (int)s.type);
   if (s.head_dim < 1 || s.kv_heads < 1)
     return px_fail(err, PX_INVALID, "head_dim %d and kv_heads %d must be positive", s.head_dim, s.kv_heads);
   *cuda = s.place == PFX_AT_CUDA ? px_cuda_attention_calls() : &on_cpu;
   if (!*cuda)
     return px_fail(err, PX_NO_DEVICE, "this build of pfx has no CUDA: use PFX_AT_CPU, or build with cmake -D PFX_CUDA=ON");
-  *out = (px_attn_shape){.dtype = s.type == PFX_ATTENTION_BF16 ? PX_BF16 : PX_F32,
+  *out = (px_attn_shape){.dtype = s.type == PFX_ATTENTION_BF16 ? PX_BF16 : s.type == PFX_ATTENTION_F16 ? PX_F16 : PX_F32,
                          .heads = s.heads,
                          .kv_heads = s.kv_heads,
                          .head_dim = s.head_dim,

@@ -20,6 +20,7 @@
  *   segment k, v     [length, kv_heads, head_dim]         segment dk, dv [length, kv_heads, head_dim] float32
  *   cache k, v       [pages, page_tokens, kv_heads, head_dim], dense
  * Types: all but lse, segment gradients and integers are of `type`; sums are float32. float32 products are exact (no TF32).
+ * float16: results beyond 65504 are infinite, as of any float16 operation; scale dout where gradients are small.
  *
  * Rules
  * - Place. PFX_AT_CPU: pointers are host memory, `stream` is NULL, the call works until it is done, with OpenMP's threads.
@@ -43,9 +44,9 @@ extern "C" {
 #endif
 
 typedef enum pfx_place { PFX_AT_CPU = 0, PFX_AT_CUDA = 1 } pfx_place;
-typedef enum pfx_attention_type { PFX_ATTENTION_F32 = 0, PFX_ATTENTION_BF16 = 1 } pfx_attention_type;
+typedef enum pfx_attention_type { PFX_ATTENTION_F32 = 0, PFX_ATTENTION_BF16 = 1, PFX_ATTENTION_F16 = 2 } pfx_attention_type;
 
-/* On a device, bfloat16 segments with head_dim a multiple of 8 begin at multiples of 16 bytes, and `stride` is a multiple
+/* On a device, bfloat16 and float16 segments with head_dim a multiple of 8 begin at multiples of 16 bytes, and `stride` is a multiple
  * of 8. Arrays of it lie where the other pointers point to. */
 typedef struct pfx_segment {
   const void *k, *v;

@@ -21,6 +21,12 @@ typedef struct problem {
   int64_t q_stride, kv_stride, rows, keys, segment_rows;
 } problem;
 
+static const px_dtype ATTENTION_TYPES[] = {PX_F32, PX_BF16, PX_F16};
+
+static inline double attention_tolerance(px_dtype type) {
+  return type == PX_F32 ? TOL_F32_ATTENTION : type == PX_BF16 ? TOL_BF16_ATTENTION : TOL_F16_ATTENTION;
+}
+
 static inline px_attn_shape shape_of(const problem *p) {
   return (px_attn_shape){.dtype = p->type,
                          .heads = p->heads,
@@ -49,7 +55,7 @@ static inline void make(problem *p, const int *q_lens, const int *k_lens, const 
   }
   p->rows = p->q_offsets[p->seqs];
   p->keys = p->k_offsets[p->seqs];
-  bool words = p->type == PX_BF16 && p->dim % 8 == 0; /* rows begin at multiples of 16 bytes */
+  bool words = p->type != PX_F32 && p->dim % 8 == 0; /* rows begin at multiples of 16 bytes */
   int64_t q_width = (int64_t)p->heads * p->dim, seg_stride = words ? width + 8 : width + 1;
   p->q_stride = words && !p->plain ? q_width + 8 : q_width + 3;
   p->kv_stride = words && !p->plain ? width + 16 : width + 5;
@@ -206,7 +212,7 @@ static inline void release_truth(truth *t) {
 /* What forward and backward wrote. */
 static inline void expect_truth(const problem *p, const truth *t) {
   int64_t width = (int64_t)p->kv_heads * p->dim, q_width = (int64_t)p->heads * p->dim;
-  double tolerance = p->type == PX_F32 ? TOL_F32_ATTENTION : TOL_BF16_ATTENTION;
+  double tolerance = attention_tolerance(p->type);
   for (int64_t i = 0; i < p->heads * p->rows; i++)
     if (t->lse[i] == -INFINITY ? p->lse[i] != -INFINITY
                                : !(fabs((double)p->lse[i] - t->lse[i]) <= TOL_F32_LSE * fmax(1, fabs(t->lse[i]))))

@@ -18,6 +18,8 @@
 #define TOL_F32_ATTENTION 5e-6
 /* The same with bfloat16 inputs and outputs; probabilities may be rounded before they meet the values. */
 #define TOL_BF16_ATTENTION 1.2e-2
+/* The same in float16, 11 bits: an eighth; what lies below its normal numbers (6e-5) counts for less. */
+#define TOL_F16_ATTENTION 1.5e-3
 /* Products: a float32 sum of k <= 600 terms, relative to the largest result. */
 #define TOL_F32_PRODUCT 3e-6
 /* Twenty steps of AdamW in float32, each about ten roundings, relative to the largest value. */

@@ -74,7 +74,7 @@ static void decode(problem *p, const paged *c) {
 
 static void expect_output(const problem *p, const truth *t) {
   expect_near("o", p->type, p->o, t->o, p->rows, (int64_t)p->heads * p->dim, p->q_stride,
-              p->type == PX_F32 ? TOL_F32_ATTENTION : TOL_BF16_ATTENTION);
+              attention_tolerance(p->type));
 }
 
 static void equations_hold(void **state) {
@@ -82,10 +82,10 @@ static void equations_hold(void **state) {
   static const int dims[] = {1, 8, 12, 24, 32, 64, 80, 96, 128, 256}, groups[][2] = {{3, 3}, {9, 3}, {7, 1}, {8, 1}};
   static const int q_lens[] = {1, 0, 3, 1, 1, 4}, k_lens[] = {1, 0, 40, 77, 9, 4}, segs[] = {5, 0, 17};
   static const int page_tokens[] = {1, 3, 16};
-  for (int type = 0; type < 2; type++)
+  for (int type = 0; type < 3; type++)
     for (int d = 0; d < 10; d++)
       for (int n = 0; n < 4; n++) { /* with and without a window, fast and plain */
-        problem p = {.type = TEST_TYPES[type],
+        problem p = {.type = ATTENTION_TYPES[type],
                      .heads = groups[d % 4][0],
                      .kv_heads = groups[d % 4][1],
                      .dim = dims[d],
@@ -211,12 +211,12 @@ static const mixture mixtures[] = {
 
 static void mixtures_of_rows(void **state) {
   (void)state;
-  for (int type = 0; type < 2; type++)
+  for (int type = 0; type < 3; type++)
     for (size_t i = 0; i < sizeof mixtures / sizeof *mixtures; i++) {
       const mixture *m = &mixtures[i];
       bool longest = m->kv_heads == 64; /* seconds in the emulator */
-      if (longest && TEST_TYPES[type] != PX_BF16) continue;
-      problem p = {.type = TEST_TYPES[type],
+      if (longest && ATTENTION_TYPES[type] != PX_BF16) continue;
+      problem p = {.type = ATTENTION_TYPES[type],
                    .heads = m->heads,
                    .kv_heads = m->kv_heads,
                    .dim = m->dim,

@@ -161,8 +161,12 @@ static inline unsigned __float_as_uint(float f) {
 }
 namespace px_emu {
 
-static inline float bf16(uint32_t word, int half) {
-  return __uint_as_float(half ? word & 0xffff0000u : word << 16);
+/* Half a register as a number; E is px_bf16 or px_f16, which device.cuh defines later. */
+template <typename E>
+static inline float half_of(uint32_t word, int half) {
+  E x;
+  x.bits = (uint16_t)(half ? word >> 16 : word);
+  return px_to_float(x);
 }
 static inline void ldmatrix(uint32_t *out, const void *row, bool transposed) {
   if ((uintptr_t)row % 16) __builtin_trap();
@@ -174,7 +178,8 @@ static inline void ldmatrix(uint32_t *out, const void *row, bool transposed) {
       memcpy((char *)&out[i] + 2 * half, rows + SLOT * (8 * i + r) + 2 * c, 2);
     }
 }
-static inline void mma_bf16(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
+template <typename E>
+static inline void mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
   uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
   const unsigned char *all = meet("mma", 0xffffffffu, mine, sizeof mine);
   int g = lane() / 4, t = lane() % 4;
@@ -184,7 +189,7 @@ static inline void mma_bf16(float *c, const uint32_t *a, uint32_t b0, uint32_t b
       uint32_t x, y;
       memcpy(&x, all + SLOT * (4 * g + k % 8 / 2) + 4 * (i / 2 + 2 * (k / 8)), 4);
       memcpy(&y, all + SLOT * (4 * n + k % 8 / 2) + 4 * (4 + k / 8), 4);
-      c[i] += bf16(x, k & 1) * bf16(y, k & 1);
+      c[i] += half_of<E>(x, k & 1) * half_of<E>(y, k & 1);
     }
   }
 }
