@@ -52,10 +52,10 @@ cuda: ## build/cuda/pfx, with the CUDA backend; fetches nvcc where there is no t
 	@scripts/setup.sh cuda
 	$(call build,cuda)
 
-gpu-bundle: ## build/gpu-bundle: what bench/gpu_check.sh needs on a machine with a GPU and no package registry
+gpu-bundle: ## build/gpu-bundle: what bench/gpu_check.sh needs on a machine with a GPU and no package registry (MODEL=FILE goes with it)
 	@scripts/setup.sh cuda
 	$(call build,gpu,-D "PFX_CUDA_ARCHITECTURES=$(GPU_ARCHITECTURES)")
-	@scripts/gpu_bundle.sh
+	@scripts/gpu_bundle.sh $(MODEL)
 
 kernel-table: cuda ## tests/kernels/resources.csv again: registers, shared memory, instructions of every kernel
 	python3 tests/tools/kernel_table.py build/cuda "$$(scripts/fetch_cuda.sh tools)" --write

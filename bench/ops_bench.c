@@ -32,7 +32,7 @@ static void all_points(bench *b) {
   for (int i = 0; i < MODELS; i++) bench_attention(b, &m[i], 16384, 1024, 100);
   for (int i = GPT2; i <= LLAMA; i++) bench_attention(b, &m[i], 16384, 55, 100);
   for (int i = 0; i < MODELS; i++) bench_rows(b, &m[i], 16384);
-  for (int i = 0; i < MODELS; i++) bench_head(b, &m[i], 2048);
+  for (int i = 0; i < MODELS; i++) bench_head(b, &m[i], 1024); /* a chunk of a training step */
   for (int i = 0; i < MODELS; i++) bench_products(b, &m[i], 16384);
   for (size_t i = 0; i < sizeof decodes / sizeof *decodes; i++)
     bench_decode(b, &m[decodes[i].model], decodes[i].seqs, decodes[i].keys, decodes[i].prefix);

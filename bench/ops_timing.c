@@ -157,7 +157,7 @@ static void run_copy(px_backend *be, const void *args) {
 }
 
 void measure_ceilings(bench *b) {
-  int64_t n = b->tiny ? 64 : b->be->host_visible ? 2048 : 8192;
+  int64_t n = b->tiny ? 64 : b->be->host_visible ? 4096 : 8192;
   px_gemm_args g = {.m = n, .n = n, .k = n, .lda = n, .ldb = n, .ldc = n, .type = PX_BF16, .c_type = PX_BF16, .trans_b = true};
   g.a = filled(b, PX_BF16, n * n), g.b = filled(b, PX_BF16, n * n), g.c = scratch(b, (size_t)(n * n) * 2);
   const void *args = &g;

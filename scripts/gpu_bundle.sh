@@ -1,10 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Puts what build/gpu holds, and the libraries it is linked to, into build/gpu-bundle:
+# gpu_bundle.sh [MODEL.gguf]: puts what build/gpu holds, and the libraries it is linked to, into build/gpu-bundle:
 #   bin/       the command, the tests that run on a device, the benchmarks
 #   lib/       pfx's own code, and the libraries that a bare machine lacks (not the C library, not CUDA's)
 #              oneDNN's is compressed
 #   include/   the headers of those libraries, for building again there
+#   model/     MODEL.gguf, for gpu_check.sh's last part
 # The programs find lib/ beside themselves.
 set -eu
 cd "$(dirname "$0")/.."
@@ -33,3 +34,8 @@ git rev-parse HEAD >"$to/commit" 2>/dev/null || echo unknown >"$to/commit"
 size=$(du -sm "$to" | cut -f1)
 echo "$to: $size MiB"
 [ "$size" -le 55 ] || { echo "pfx: $to is larger than 55 MiB" >&2; exit 1; }
+if [ $# -gt 0 ]; then
+  mkdir "$to/model"
+  cp "$1" "$to/model/"
+  echo "$to/model: $(du -sm "$to/model" | cut -f1) MiB"
+fi
