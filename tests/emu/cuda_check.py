@@ -133,15 +133,19 @@ class Products(Cuda):
     """Which of cuBLASLt's algorithms a run takes: the stand-in's add in other orders, so other ones are other bits."""
     CACHE = "cache/pfx/products/emulated-device--cuBLASLt-13.0.0.txt"
 
+    def setUp(self):
+        super().setUp()
+        write_rows("rows.jsonl", id_rows(6, self.vocab))  # all of them in every step: one shape
+
     def steps(self, out, fastest, *more):
-        self.train("--steps", "4", "--save-every", "2", "--batch-rows", "24", *more, out=out, env=emulated(candidates=4, fastest=fastest))
+        self.train("--steps", "4", "--save-every", "2", "--batch-rows", "6", *more, out=out, env=emulated(candidates=3, fastest=fastest))
 
     def differ(self, run, other):
         with self.assertRaises(AssertionError):
             self.same_result(run, other)
 
     def test_the_fastest_is_taken_and_remembered(self):
-        self.train("--steps", "4", "--save-every", "2", "--batch-rows", "24", out="first_named")
+        self.train("--steps", "4", "--save-every", "2", "--batch-rows", "6", out="first_named")
         os.remove(self.CACHE)
         self.steps("third", 2)
         lines = read(self.CACHE).decode().splitlines()
@@ -164,7 +168,7 @@ class Products(Cuda):
             if other == "different":
                 self.steps("of_another_day", 1)
             command.shutil.copytree("parts", other)
-            self.pfx("train", "--resume", other, "--quiet", env=emulated(candidates=4, fastest=3))
+            self.pfx("train", "--resume", other, "--quiet", env=emulated(candidates=3, fastest=0))
             self.same_result("whole", other)
 
     def test_evaluation_takes_what_training_found(self):
@@ -192,7 +196,7 @@ class Products(Cuda):
     def test_measured_once(self):
         counts = []
         for steps in (4, 9):
-            counts.append(self.train("--steps", str(steps), "--batch-rows", "24", "--save-every", "-1", out=f"steps{steps}",
+            counts.append(self.train("--steps", str(steps), "--batch-rows", "6", "--save-every", "-1", out=f"steps{steps}",
                                      env=emulated(count=1, candidates=4))[1])
             command.shutil.rmtree("cache")
         self.assertEqual(*(re.match(r"emulator: \d+ allocations, ", text).group() for text in counts))
