@@ -65,6 +65,7 @@ void bench_rows(bench *b, const shape *m, int64_t tokens);
 /* ops_weights.c: adapters, optimizer, sampling, conversions, the cache */
 void bench_optimizer(bench *b, const char *what, int64_t elements);
 void bench_lora(bench *b, const shape *m, int64_t tokens);
+void bench_scale(bench *b, const shape *m, int64_t tokens);
 void bench_reparam(bench *b, const shape *m, int64_t prefix, int64_t hidden);
 void bench_embed_bwd(bench *b, const shape *m, int64_t tokens);
 void bench_sample(bench *b, const shape *m, int64_t rows);

@@ -46,6 +46,7 @@ static void all_points(bench *b) {
   bench_reparam(b, &m[GPT2], 100, 512);
   bench_reparam(b, &m[LLAMA], 100, 512);
   bench_lora(b, &m[LLAMA], 16384);
+  bench_scale(b, &m[LLAMA], 16384);
   bench_kv_write(b, &m[LLAMA], 64);
   bench_kv_write(b, &m[LLAMA], 16384);
   bench_conversions(b, 4096, 14336);

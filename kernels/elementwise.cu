@@ -23,21 +23,6 @@ add_kernel(px_add_args a) {
 
 template <typename T, int N>
 PX_KERNEL(256)
-scale_kernel(px_scale_args a) {
-  const T *x = static_cast<const T *>(a.x) + blockIdx.x * a.x_stride;
-  T *y = static_cast<T *>(a.y) + blockIdx.x * a.y_stride;
-  const float *s = a.s ? a.s[a.id ? a.id[blockIdx.x] : 0] : NULL;
-  for (int64_t i = px_first_word() * N; i < a.dim; i += px_words_apart() * N) {
-    float u[N];
-    px_load<N>(x + i, u);
-#pragma unroll
-    for (int j = 0; j < N; j++) u[j] *= s ? a.alpha * s[i + j] : a.alpha;
-    px_store<N>(y + i, u);
-  }
-}
-
-template <typename T, int N>
-PX_KERNEL(256)
 dropout_kernel(px_dropout_args a) {
   const T *x = static_cast<const T *>(a.x) + blockIdx.x * a.x_stride;
   T *y = static_cast<T *>(a.y) + blockIdx.x * a.y_stride;
@@ -116,19 +101,6 @@ int px_add_cuda(const px_add_args *a, void *stream) {
     PX_FOR_WORD(
         words, T, N,
         PX_LAUNCH((add_kernel<T, N>), px_row_grid(a->rows, a->dim / N), px_row_threads(a->dim / N), 0, stream, *a));
-  });
-  return PX_LAUNCHED();
-}
-
-int px_scale_cuda(const px_scale_args *a, void *stream) {
-  if (a->rows == 0 || a->dim == 0) return 0;
-  PX_FOR_TYPE(a->dtype, T, {
-    constexpr int W = 16 / (int)sizeof(T);
-    bool words =
-        a->dim % W == 0 && px_aligned(a->x, a->x_stride, W, sizeof(T)) && px_aligned(a->y, a->y_stride, W, sizeof(T));
-    PX_FOR_WORD(
-        words, T, N,
-        PX_LAUNCH((scale_kernel<T, N>), px_row_grid(a->rows, a->dim / N), px_row_threads(a->dim / N), 0, stream, *a));
   });
   return PX_LAUNCHED();
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Small passes over rows: add, scale, dropout, cast, column sums, gather and scatter of rows.
+ * Small passes over rows: add, dropout, cast, column sums, gather and scatter of rows.
  * Shapes: everything is [rows, dim], f32 or bf16, with row strides in elements. Arithmetic float32, one rounding.
  * Aliasing: only where said. Determinism: an element depends on its own inputs alone, col_sum adds in the order of t;
  * nothing depends on the number of threads. Outputs are assigned, but for col_sum, which accumulates. */
@@ -18,18 +18,6 @@ typedef struct px_add_args {
   const void *a, *b;
   void *y;
 } px_add_args;
-
-/* y = x * (alpha * s[id[t]][j]): id NULL means entry 0; s NULL means 1. s entries are float32 [dim]; id is not checked.
- * y may be x. */
-typedef struct px_scale_args {
-  px_dtype dtype;
-  int64_t rows, dim, x_stride, y_stride;
-  float alpha;
-  const float *const *s;
-  const int32_t *id;
-  const void *x;
-  void *y;
-} px_scale_args;
 
 /* y = x keep / (1 - p), keep decided by px_philox(seed, stream, step, index0 + t * dim + j) word 0: px_uniform(word) >=
  * p. Forward and backward are the same pass. y may be x. p in [0, 1). */
@@ -72,28 +60,24 @@ typedef struct px_rows_args {
 } px_rows_args;
 
 const char *px_add_check(const px_add_args *a);
-const char *px_scale_check(const px_scale_args *a);
 const char *px_dropout_check(const px_dropout_args *a);
 const char *px_cast_check(const px_cast_args *a);
 const char *px_col_sum_check(const px_col_sum_args *a);
 const char *px_gather_rows_check(const px_rows_args *a);
 const char *px_scatter_rows_check(const px_rows_args *a);
 px_cost px_add_cost(const px_add_args *a);
-px_cost px_scale_cost(const px_scale_args *a);
 px_cost px_dropout_cost(const px_dropout_args *a);
 px_cost px_cast_cost(const px_cast_args *a);
 px_cost px_col_sum_cost(const px_col_sum_args *a);
 px_cost px_gather_rows_cost(const px_rows_args *a);
 px_cost px_scatter_rows_cost(const px_rows_args *a);
 int px_add_cpu(const px_add_args *a);
-int px_scale_cpu(const px_scale_args *a);
 int px_dropout_cpu(const px_dropout_args *a);
 int px_cast_cpu(const px_cast_args *a);
 int px_col_sum_cpu(const px_col_sum_args *a);
 int px_gather_rows_cpu(const px_rows_args *a);
 int px_scatter_rows_cpu(const px_rows_args *a);
 int px_add_cuda(const px_add_args *a, void *stream);
-int px_scale_cuda(const px_scale_args *a, void *stream);
 int px_dropout_cuda(const px_dropout_args *a, void *stream);
 int px_cast_cuda(const px_cast_args *a, void *stream);
 int px_col_sum_cuda(const px_col_sum_args *a, void *stream);

@@ -16,9 +16,6 @@ const char *px_add_check(const px_add_args *a) {
   if (a->b_stride < a->dim || (a->rows && a->dim && !a->b)) return "b is missing or its stride is shorter than its row";
   return check(a->dtype, a->rows, a->dim, a->a_stride, a->y_stride, a->a, a->y);
 }
-const char *px_scale_check(const px_scale_args *a) {
-  return check(a->dtype, a->rows, a->dim, a->x_stride, a->y_stride, a->x, a->y);
-}
 const char *px_dropout_check(const px_dropout_args *a) {
   if (!(a->p >= 0 && a->p < 1)) return "p must be in [0, 1)";
   return check(a->dtype, a->rows, a->dim, a->x_stride, a->y_stride, a->x, a->y);
@@ -47,9 +44,6 @@ static double size_of(px_dtype type, int64_t rows, int64_t dim) {
 
 px_cost px_add_cost(const px_add_args *a) {
   return (px_cost){.bytes = 3 * size_of(a->dtype, a->rows, a->dim), .operations = (double)a->rows * (double)a->dim};
-}
-px_cost px_scale_cost(const px_scale_args *a) {
-  return (px_cost){.bytes = 2 * size_of(a->dtype, a->rows, a->dim), .operations = 2 * (double)a->rows * (double)a->dim};
 }
 px_cost px_dropout_cost(const px_dropout_args *a) { /* Philox: ten rounds of eight operations */
   return (px_cost){.bytes = 2 * size_of(a->dtype, a->rows, a->dim),
@@ -87,24 +81,6 @@ int px_add_cpu(const px_add_args *a) {
     px_load_row(a->b, a->dtype, t * a->b_stride + from, n, y);
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) x[i] += y[i];
-    px_store_row(a->y, a->dtype, t * a->y_stride + from, n, x);
-  }
-  return 0;
-}
-
-int px_scale_cpu(const px_scale_args *a) {
-  EACH_PIECE(a) {
-    PIECE(a);
-    float x[PX_PIECE];
-    const float *s = a->s ? a->s[a->id ? a->id[t] : 0] + from : NULL;
-    px_load_row(a->x, a->dtype, t * a->x_stride + from, n, x);
-    if (s) {
-#pragma omp simd
-      for (int64_t i = 0; i < n; i++) x[i] *= a->alpha * s[i];
-    } else {
-#pragma omp simd
-      for (int64_t i = 0; i < n; i++) x[i] *= a->alpha;
-    }
     px_store_row(a->y, a->dtype, t * a->y_stride + from, n, x);
   }
   return 0;

@@ -25,6 +25,7 @@
 #include "kernels/optimizer.h"
 #include "kernels/rope.h"
 #include "kernels/sample.h"
+#include "kernels/scale.h"
 
 /* X(slot, argument struct, check function) */
 #define PX_OPERATIONS(X)                                    \
@@ -42,7 +43,8 @@
   X(act_fwd, px_act_fwd_args, px_act_fwd_check)             \
   X(act_bwd, px_act_bwd_args, px_act_bwd_check)             \
   X(add, px_add_args, px_add_check)                         \
-  X(scale, px_scale_args, px_scale_check)                   \
+  X(scale_fwd, px_scale_fwd_args, px_scale_fwd_check)       \
+  X(scale_bwd, px_scale_bwd_args, px_scale_bwd_check)       \
   X(dropout, px_dropout_args, px_dropout_check)             \
   X(gather_rows, px_rows_args, px_gather_rows_check)        \
   X(scatter_rows, px_rows_args, px_scatter_rows_check)      \

@@ -51,31 +51,6 @@ px_status px_stack_begin(px_stack *s, const px_batch *b, px_error *err) {
   return PX_OK;
 }
 
-/* gelu NULL: not wanted; else as dense as y. */
-static void linear(px_stack *s, const px_weight *w, const void *x, int64_t x_stride, void *y, int64_t y_stride, void *gelu) {
-  px_op_gemm(s->be, &(px_gemm_args){.m = s->batch.tokens,
-                                    .n = w->out,
-                                    .k = w->in,
-                                    .a = x,
-                                    .lda = x_stride,
-                                    .b = w->data,
-                                    .ldb = w->ld,
-                                    .trans_b = w->layout == PX_LAYOUT_OUT_IN,
-                                    .c = y,
-                                    .ldc = y_stride,
-                                    .bias = w->bias,
-                                    .bias_type = w->dtype,
-                                    .gelu = gelu,
-                                    .ldg = y_stride,
-                                    .type = w->dtype,
-                                    .c_type = w->dtype,
-                                    .b_frozen = true});
-}
-
-void px_linear_fwd(px_stack *s, const px_weight *w, const void *x, int64_t x_stride, void *y, int64_t y_stride) {
-  linear(s, w, x, x_stride, y, y_stride, NULL);
-}
-
 px_attn_shape px_stack_attention(const px_stack *s, int layer) {
   const px_config *c = s->config;
   px_attn_shape shape = {.dtype = s->buffers->plan.request.dtype,
@@ -123,7 +98,7 @@ static void norm(px_stack *s, const px_norm_weight *w, void *x, void *sum, float
 /* q and k through their norms where the family has them (raw -> final), then both through the rotary embedding. */
 static void place_queries_and_keys(px_stack *s, int layer) {
   const px_config *c = s->config;
-  const px_layer_weights *w = &s->weights->layers[layer];
+  const px_layer_weights *w = &px_stack_weights(s)->layers[layer];
   const px_layer_saves *b = &s->buffers->layers[layer];
   px_dtype type = s->weights->dtype;
   for (int key = 0; key < 2; key++) {
@@ -205,11 +180,10 @@ static void attention(px_stack *s, int layer) {
 
 static void feed_forward(px_stack *s, int layer) {
   const px_config *c = s->config;
-  const px_layer_weights *w = &s->weights->layers[layer];
   const px_layer_saves *b = &s->buffers->layers[layer];
-  bool with_product = !c->gated && c->act == PX_ACT_GELU_TANH;
-  if (c->gated) px_linear_fwd(s, &w->gate, s->buffers->n, c->dim, b->gate, c->ffn_dim);
-  linear(s, &w->up, s->buffers->n, c->dim, c->gated ? b->up : b->gate, c->ffn_dim, with_product ? s->buffers->act : NULL);
+  bool with_product = !c->gated && c->act == PX_ACT_GELU_TANH && px_site_is_plain(s, layer, PX_SITE_UP);
+  if (c->gated) px_site_fwd(s, layer, PX_SITE_GATE, s->buffers->n, b->gate, NULL);
+  px_site_fwd(s, layer, PX_SITE_UP, s->buffers->n, c->gated ? b->up : b->gate, with_product ? s->buffers->act : NULL);
   if (!with_product)
     px_op_act_fwd(s->be, &(px_act_fwd_args){.kind = c->act,
                                             .dtype = s->weights->dtype,
@@ -220,23 +194,24 @@ static void feed_forward(px_stack *s, int layer) {
                                             .y = s->buffers->act,
                                             .in_stride = c->ffn_dim,
                                             .y_stride = c->ffn_dim});
-  px_linear_fwd(s, &w->down, s->buffers->act, c->ffn_dim, s->buffers->proj, c->dim);
+  px_down_input(s, layer, s->buffers->act);
+  px_site_fwd(s, layer, PX_SITE_DOWN, s->buffers->act, s->buffers->proj, NULL);
 }
 
 /* Input: buffers->layers[layer].x where delta is NULL, else the layer before's mid plus delta. Output: this layer's mid
  * plus delta. */
 void px_layer_fwd(px_stack *s, int layer) {
   const px_config *c = s->config;
-  const px_layer_weights *w = &s->weights->layers[layer];
+  const px_layer_weights *w = &px_stack_weights(s)->layers[layer];
   const px_layer_saves *b = &s->buffers->layers[layer];
 
   norm(s, &w->norm1, s->delta ? s->buffers->layers[layer - 1].mid : b->x, b->x, b->rstd1, b->mean1, s->buffers->n);
-  px_linear_fwd(s, &w->q, s->buffers->n, c->dim, c->qk_norm ? b->q_raw : b->q, q_width(c));
-  px_linear_fwd(s, &w->k, s->buffers->n, c->dim, c->qk_norm ? b->k_raw : b->k, kv_width(c));
-  px_linear_fwd(s, &w->v, s->buffers->n, c->dim, b->v, kv_width(c));
+  px_site_fwd(s, layer, PX_SITE_Q, s->buffers->n, c->qk_norm ? b->q_raw : b->q, NULL);
+  px_site_fwd(s, layer, PX_SITE_K, s->buffers->n, c->qk_norm ? b->k_raw : b->k, NULL);
+  px_site_fwd(s, layer, PX_SITE_V, s->buffers->n, b->v, NULL);
   place_queries_and_keys(s, layer);
   attention(s, layer);
-  px_linear_fwd(s, &w->o, b->o, q_width(c), s->buffers->proj, c->dim);
+  px_site_fwd(s, layer, PX_SITE_O, b->o, s->buffers->proj, NULL);
   s->delta = s->buffers->proj;
   norm(s, &w->norm2, b->x, b->mid, b->rstd2, b->mean2, s->buffers->n);
   feed_forward(s, layer);
@@ -244,16 +219,16 @@ void px_layer_fwd(px_stack *s, int layer) {
 
 void px_stack_fwd(px_stack *s) {
   const px_config *c = s->config;
-  const px_weights *w = s->weights;
+  const px_weights *w = px_stack_weights(s);
   px_op_embed_fwd(s->be, &(px_embed_fwd_args){.dtype = w->dtype,
                                               .table_type = w->dtype,
                                               .rows = s->batch.tokens,
                                               .dim = c->dim,
-                                              .table_rows = c->vocab,
+                                              .table_rows = s->rows ? s->row_count : c->vocab,
                                               .position_rows = c->learned_positions ? c->context : 0,
                                               .ids = s->batch.ids,
                                               .positions = s->batch.positions,
-                                              .table = w->embed.data,
+                                              .table = s->rows ? s->rows : w->embed.data,
                                               .position_table = w->positions.data,
                                               .y = s->buffers->layers[0].x});
   s->delta = NULL;

@@ -28,7 +28,29 @@ static void *place(layout *l, const char *name, int64_t elements, size_t element
   return at;
 }
 
-static void place_layer(layout *l, const px_config *c, const px_plan_request *r, px_layer_saves *s, bool shared) {
+static int64_t site_out(const px_config *c, px_site site) {
+  switch (site) {
+    case PX_SITE_Q: return (int64_t)c->heads * c->head_dim;
+    case PX_SITE_K:
+    case PX_SITE_V: return (int64_t)c->kv_heads * c->head_dim;
+    case PX_SITE_GATE:
+    case PX_SITE_UP: return c->ffn_dim;
+    default: return c->dim;
+  }
+}
+
+/* What is attached to the projections leaves something too. */
+static void place_attached(layout *l, const px_config *c, const px_plan_request *r, px_layer_saves *s, bool kept) {
+  size_t e = px_dtype_bytes(r->dtype, 1);
+  for (int site = 0; site < PX_SITES; site++) {
+    if (r->attached.rank[site]) s->low[site] = place(l, "low-rank deltas", r->tokens * r->attached.rank[site], e);
+    if (kept && r->attached.scaled[site] && site != PX_SITE_DOWN)
+      s->raw[site] = place(l, "projections before their scales", r->tokens * site_out(c, (px_site)site), e);
+  }
+}
+
+/* shared: the layer has the big buffers of another one; kept: a backward pass will need what it leaves. */
+static void place_layer(layout *l, const px_config *c, const px_plan_request *r, px_layer_saves *s, bool shared, bool kept) {
   int64_t t = r->tokens, a = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
   size_t e = px_dtype_bytes(r->dtype, 1);
   if (!shared) {
@@ -40,12 +62,13 @@ static void place_layer(layout *l, const px_config *c, const px_plan_request *r,
     if (c->qk_norm) s->q_raw = place(l, "queries and keys before norm", t * a, e);
     if (c->qk_norm) s->k_raw = place(l, "queries and keys before norm", t * kv, e);
     s->q = place(l, "queries, keys, values", t * a, e);
+    place_attached(l, c, r, s, kept);
   }
   if (!shared || r->keep_kv) {
     s->k = place(l, "queries, keys, values", t * kv, e);
     s->v = place(l, "queries, keys, values", t * kv, e);
   }
-  if (!shared && r->backward) {
+  if (kept) {
     s->lse = place(l, "statistics", t * c->heads, 4);
     s->rstd1 = place(l, "statistics", t, 4);
     s->rstd2 = place(l, "statistics", t, 4);
@@ -55,6 +78,28 @@ static void place_layer(layout *l, const px_config *c, const px_plan_request *r,
     }
     if (c->qk_norm) s->qk_rstd = place(l, "statistics", t * (c->heads + c->kv_heads), 4);
   }
+}
+
+/* What a backward pass makes anew or works in because something is attached. */
+static void place_again(layout *l, const px_config *c, const px_plan_request *r, px_buffers *b) {
+  const px_attached *x = &r->attached;
+  size_t e = px_dtype_bytes(r->dtype, 1);
+  int64_t rank = 0, widest = 0, a = (int64_t)c->heads * c->head_dim;
+  bool normed = false;
+  for (int site = 0; site < PX_SITES; site++) {
+    bool reads = x->rank[site] || x->trained[site];
+    int64_t in = site == PX_SITE_DOWN ? c->ffn_dim : site == PX_SITE_O ? a : c->dim;
+    if (x->rank[site] > rank) rank = x->rank[site];
+    if (x->rank[site] && in > widest) widest = in;
+    normed |= reads && site != PX_SITE_O && site != PX_SITE_DOWN;
+  }
+  bool down = x->rank[PX_SITE_DOWN] || x->trained[PX_SITE_DOWN], scaled = x->scaled[PX_SITE_DOWN];
+  if (x->dropout && rank) b->dropped = place(l, "low-rank deltas", r->tokens * widest, e);
+  if (!r->backward) return;
+  if (rank) b->dlow = place(l, "low-rank deltas", r->tokens * rank, e);
+  if (normed) b->n_again = place(l, "inputs made anew", r->tokens * c->dim, e);
+  if (down || scaled) b->act_again = place(l, "inputs made anew", r->tokens * c->ffn_dim, e);
+  if (down && scaled) b->act_scaled = place(l, "inputs made anew", r->tokens * c->ffn_dim, e);
 }
 
 static void place_all(layout *l, const px_config *c, const px_plan_request *r, px_buffers *b) {
@@ -82,14 +127,16 @@ static void place_all(layout *l, const px_config *c, const px_plan_request *r, p
   }
   px_layer_saves first = {0};
   for (int i = 0; i < c->layers; i++) {
-    px_layer_saves saves = i && !r->backward ? first : (px_layer_saves){0};
-    place_layer(l, c, r, &saves, i && !r->backward);
+    bool kept = r->backward && i >= r->keep_from, shared = i && !kept;
+    px_layer_saves saves = shared ? first : (px_layer_saves){0};
+    place_layer(l, c, r, &saves, shared, kept);
     if (i == 0) first = saves;
     if (b->layers) b->layers[i] = saves;
   }
   b->n = place(l, "layer scratch", t * c->dim, e);
   b->proj = place(l, "layer scratch", t * c->dim, e);
   b->act = place(l, "layer scratch", t * c->ffn_dim, e);
+  place_again(l, c, r, b);
   if (r->decode) b->decode_workspace = place(l, "attention workspace", (int64_t)px_attn_decode_workspace(&shape, r->seqs), 1);
   b->head_x = place(l, "labelled rows", r->labels * c->dim, e);
   b->head_n = place(l, "labelled rows", r->labels * c->dim, e);

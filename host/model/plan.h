@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "model/config.h"
+#include "model/hooks.h"
 
 typedef struct px_plan_request {
   px_dtype dtype;       /* of stored activations */
@@ -14,6 +15,8 @@ typedef struct px_plan_request {
   int64_t logit_rows;   /* rows of logits held at once */
   int64_t segment_rows; /* prefix rows of all adapters together (attention's workspace) */
   bool backward;        /* keep what backward needs */
+  int32_t keep_from;    /* of the layers from here on: none below is trained */
+  px_attached attached; /* to the projections */
   bool keep_kv;         /* keep every layer's keys and values (to read them back); implied by backward */
   bool decode;          /* room for attn_decode's workspace: one new token a sequence */
 } px_plan_request;
@@ -26,6 +29,8 @@ typedef struct px_layer_saves {
   void *q, *k, *v;     /* [T, heads * head_dim], [T, kv_heads * head_dim] twice; after rotary embedding */
   void *o;             /* [T, heads * head_dim] */
   void *gate, *up;     /* [T, ffn_dim]; without a gate, `gate` is the pre-activation and up NULL */
+  void *low[PX_SITES]; /* [T, rank] x A^T of a low-rank delta; NULL without */
+  void *raw[PX_SITES]; /* [T, out] a projection before its scale; NULL without */
   float *lse;          /* [heads, T] */
   float *rstd1, *mean1, *rstd2, *mean2; /* [T] */
   float *qk_rstd;                       /* [T * heads] then [T * kv_heads] */
@@ -56,6 +61,8 @@ typedef struct px_buffers {
   px_layer_saves *layers;                            /* [layers], host memory */
   void *n, *proj, *act;                              /* [T, dim] [T, dim] [T, ffn_dim] */
   void *dx, *dheads, *dq, *dk, *dv, *attn_workspace; /* backward; dn is n, the activation's gradient is act */
+  void *n_again, *act_again, *act_scaled; /* inputs of projections, made anew: [T, dim], [T, ffn_dim] twice; NULL: not needed */
+  void *dlow, *dropped;                   /* [T, largest rank], [T, widest input] */
   void *decode_workspace;
   void *head_x, *head_n, *head_dn;         /* [labels, dim] */
   float *head_rstd, *head_mean, *row_loss; /* [labels] */

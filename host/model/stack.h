@@ -40,6 +40,14 @@ typedef struct px_stack {
   px_batch batch;           /* pointers into buffers after px_stack_begin */
   px_kv_cache *cache;       /* NULL: no generation */
   void *delta;              /* what the next norm adds to its input; NULL: nothing */
+  /* Rows of one's own in the place of the vocabulary's: ids index them. [row_count, dim] of the model's type; NULL: the
+   * vocabulary's. drows (float32, accumulated) is their gradient. */
+  const void *rows;
+  int32_t row_count;
+  float *drows;
+  /* Gradients of this batch's keys and values that come from elsewhere, [layers] of float32 [tokens, kv_heads * head_dim];
+   * NULL: none. */
+  float *const *dk_more, *const *dv_more;
   void (*layer_done)(void *user, int layer); /* backward: this layer's gradients are complete; NULL: nobody asks */
   void *layer_done_user;
 } px_stack;
@@ -67,9 +75,24 @@ void px_head_logits(px_stack *s, int64_t from, int64_t count, float *out);
 void px_stack_bwd(px_stack *s);
 void px_layer_bwd(px_stack *s, int layer);
 
-/* Shared by the three: y = x W^T + b, and dx (+)= dy W. */
-void px_linear_fwd(px_stack *s, const px_weight *w, const void *x, int64_t x_stride, void *y, int64_t y_stride);
-void px_linear_bwd(px_stack *s, const px_weight *w, const void *dy, int64_t dy_stride, void *dx, int64_t dx_stride, bool accumulate);
 px_attn_shape px_stack_attention(const px_stack *s, int layer);
+
+/* project.c: a projection of a layer with whatever is attached to it. Rows are dense.
+ * y = x W^T + b + ... ; gelu (NULL: not wanted) = GELU(y), where px_site_is_plain. */
+void px_site_fwd(px_stack *s, int layer, px_site site, const void *x, void *y, void *gelu);
+/* Nothing is attached, and nothing is trained: the product is all there is. */
+bool px_site_is_plain(const px_stack *s, int layer, px_site site);
+/* Whether px_site_bwd reads x. */
+bool px_site_needs_input(const px_stack *s, int layer, px_site site);
+/* dx (+)= dy W + ..., and the gradients of what is attached and trained. x: as in forward (DOWN: before px_down_input); NULL
+ * where it is not needed. dy may be scaled in place, but that of O is left. dx NULL: not wanted. */
+void px_site_bwd(px_stack *s, int layer, px_site site, void *dy, const void *x, void *dx, bool accumulate);
+/* The input of DOWN in front of its product: scaled where something says so, in place. */
+void px_down_input(px_stack *s, int layer, void *act);
+
+static inline const px_weights *px_stack_weights(const px_stack *s) { return s->hooks && s->hooks->weights ? s->hooks->weights : s->weights; }
+static inline const px_weights *px_stack_grads(const px_stack *s) { return s->hooks ? s->hooks->grads : NULL; }
+/* A gradient's place: the structure of weights is constant for those who only read it. */
+static inline float *px_grad(const void *place) { return (float *)(uintptr_t)place; }
 
 #endif

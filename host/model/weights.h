@@ -22,6 +22,7 @@ typedef struct px_weight {
   px_residency residency;
   int64_t out, in, ld; /* ld: elements from one row of the layout to the next */
   const void *bias;
+  bool trained; /* data changes from step to step: nobody may keep a copy of it */
 } px_weight;
 
 /* A norm's parameters [dim], always float32. weight NULL: absent. */
@@ -54,6 +55,7 @@ typedef struct px_canonical {
   bool transpose;
 } px_canonical;
 
+/* Also the places of their gradients (px_hooks.grads): float32, NULL where none is wanted. */
 typedef struct px_weights {
   px_dtype dtype; /* of matrices */
   px_weight embed, positions, head; /* embed [vocab, dim]; head may be embed itself */

@@ -20,6 +20,7 @@
 #include "kernels/optimizer.h"
 #include "kernels/rope.h"
 #include "kernels/sample.h"
+#include "kernels/scale.h"
 
 #define PX_TEST_CUDA 1
 
@@ -89,7 +90,8 @@ static inline int px_on_cuda(int code) {
 #define px_act_fwd_cpu(...) px_on_cuda(px_act_fwd_cuda(__VA_ARGS__, NULL))
 #define px_act_bwd_cpu(...) px_on_cuda(px_act_bwd_cuda(__VA_ARGS__, NULL))
 #define px_add_cpu(...) px_on_cuda(px_add_cuda(__VA_ARGS__, NULL))
-#define px_scale_cpu(...) px_on_cuda(px_scale_cuda(__VA_ARGS__, NULL))
+#define px_scale_fwd_cpu(...) px_on_cuda(px_scale_fwd_cuda(__VA_ARGS__, NULL))
+#define px_scale_bwd_cpu(...) px_on_cuda(px_scale_bwd_cuda(__VA_ARGS__, NULL))
 #define px_dropout_cpu(...) px_on_cuda(px_dropout_cuda(__VA_ARGS__, NULL))
 #define px_cast_cpu(...) px_on_cuda(px_cast_cuda(__VA_ARGS__, NULL))
 #define px_col_sum_cpu(...) px_on_cuda(px_col_sum_cuda(__VA_ARGS__, NULL))

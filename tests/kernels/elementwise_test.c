@@ -47,37 +47,6 @@ static void add_one(px_dtype type, int64_t rows, int64_t dim) {
   }
 }
 
-static void scale_one(px_dtype type, int64_t rows, int64_t dim) {
-  for (int kind = 0; kind < 4; kind++) { /* bit 0: factors; bit 1: an entry by id */
-    float *entries[2] = {numbers(PX_F32, 1, dim, dim, 5, 1), numbers(PX_F32, 1, dim, dim, 6, 1)};
-    int32_t *id = guarded((size_t)rows * 4);
-    for (int64_t t = 0; t < rows; t++) id[t] = (int32_t)(t % 2);
-    void *x = numbers(type, rows, dim, dim + GAP, 1, 1), *y = kind & 1 ? poison(type, rows, dim + GAP) : NULL;
-    double *want = values(type, x, rows, dim, dim + GAP);
-    for (int64_t e = 0; e < rows * dim; e++)
-      want[e] *= -1.75 * (kind & 1 ? (double)entries[kind & 2 ? id[e / dim] : 0][e % dim] : 1);
-    px_scale_args args = {.dtype = type,
-                          .rows = rows,
-                          .dim = dim,
-                          .x_stride = dim + GAP,
-                          .y_stride = dim + GAP,
-                          .alpha = -1.75f,
-                          .s = kind & 1 ? (const float *const *)entries : NULL,
-                          .id = kind & 2 ? id : NULL,
-                          .x = x,
-                          .y = y ? y : x};
-    assert_null(px_scale_check(&args));
-    assert_int_equal(px_scale_cpu(&args), 0);
-    expect_near("y", type, args.y, want, rows, dim, dim + GAP, tolerance_of(type, TOL_F32_ELEMENT));
-    free(want);
-    guarded_free(x);
-    if (y) guarded_free(y);
-    guarded_free(id);
-    guarded_free(entries[0]);
-    guarded_free(entries[1]);
-  }
-}
-
 static void dropout_one(px_dtype type, int64_t rows, int64_t dim) {
   static const float shares[] = {0, 0.25f, 0.9f};
   for (int s = 0; s < 3; s++) {
@@ -177,7 +146,6 @@ static void sums(void **state) {
 }
 static void factors(void **state) {
   (void)state;
-  each_shape(scale_one);
 }
 static void dropout_is_a_function_of_seed_stream_step_and_index(void **state) {
   (void)state;
@@ -265,20 +233,17 @@ static void refusals(void **state) {
   float x[16] = {0}, y[16];
   int32_t index[2] = {0, 1};
   px_add_args add = {.rows = 2, .dim = 4, .a_stride = 4, .b_stride = 4, .y_stride = 4, .a = x, .b = x, .y = y};
-  px_scale_args scale = {.rows = 2, .dim = 4, .x_stride = 4, .y_stride = 4, .alpha = 1, .x = x, .y = y};
   px_dropout_args dropout = {.rows = 2, .dim = 4, .x_stride = 4, .y_stride = 4, .p = 0.5f, .x = x, .y = y};
   px_cast_args cast = {
       .x_type = PX_F32, .y_type = PX_BF16, .rows = 2, .dim = 4, .x_stride = 4, .y_stride = 4, .x = x, .y = y};
   px_col_sum_args sum = {.rows = 2, .dim = 4, .x_stride = 4, .x = x, .out = y};
   px_rows_args rows = {
       .rows = 2, .all_rows = 4, .dim = 4, .x_stride = 4, .y_stride = 4, .index = index, .x = x, .y = y};
-  assert_true(!px_add_check(&add) && !px_scale_check(&scale) && !px_dropout_check(&dropout) && !px_cast_check(&cast) &&
+  assert_true(!px_add_check(&add) && !px_dropout_check(&dropout) && !px_cast_check(&cast) &&
               !px_col_sum_check(&sum) && !px_gather_rows_check(&rows) && !px_scatter_rows_check(&rows));
   REFUSED(px_add_check, add, px_add_args, b->a = NULL);
   REFUSED(px_add_check, add, px_add_args, b->y_stride = 3);
   REFUSED(px_add_check, add, px_add_args, b->dtype = PX_F16);
-  REFUSED(px_scale_check, scale, px_scale_args, b->x = NULL);
-  REFUSED(px_scale_check, scale, px_scale_args, b->x_stride = 3);
   REFUSED(px_dropout_check, dropout, px_dropout_args, b->p = 1);
   REFUSED(px_dropout_check, dropout, px_dropout_args, b->p = -0.1f);
   REFUSED(px_dropout_check, dropout, px_dropout_args, b->p = NAN);
