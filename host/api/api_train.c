@@ -207,10 +207,10 @@ pfx_status pfx_probe_wait(const pfx_model *model, const pfx_tokenizer *tokenizer
   px_status status = px_backend_open(&(px_backend_options){.device = m->be->device, .threads = m->be->threads, .log = log}, &be, e);
   if (status == PX_OK && o.tune) status = px_tune_parse(o.tune, o.init, o.reparam, &spec, e);
   spec.force = o.force;
-  bool from_rows = o.tune && spec.init == PX_INIT_DATA;
+  bool from_rows = o.tune && px_tune_reads_rows(&spec);
   if (status == PX_OK && o.tune && !from_rows) status = px_tune_open(m, be, tok, &spec, o.seed, &tune, e);
   if (status == PX_OK) status = px_api_row_options(&o.rows, tok, px_model_config(m), &row_options, e);
-  int32_t context = px_model_config(m)->context, virtual = adapter ? adapter->adapter->tokens : tune ? tune->tokens : spec.prefix_tokens;
+  int32_t context = px_model_config(m)->context, virtual = adapter ? adapter->adapter->tokens : tune ? tune->tokens : px_tune_spec_tokens(&spec);
   if (status == PX_OK && context - virtual < 2)
     status = px_fail(e, PX_INVALID, "%d virtual tokens leave no room in the model's context of %d", virtual, context);
   if (status == PX_OK && row_options.max_row_tokens == 0) row_options.max_row_tokens = context - virtual;

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include "train/run.h"
-#include "tune/prefix.h"
 
 typedef struct state_field {
   const char *key;
@@ -46,8 +45,7 @@ typedef struct state_tensor {
 
 static px_status state_tensors(px_run *run, px_arena *arena, state_tensor **out, size_t *count, px_error *err) {
   px_tune *t = run->tune;
-  const px_prefix_part *p = t->own;
-  state_tensor *list = px_arena_alloc(arena, (size_t)t->param_count * 3 + 1, sizeof *list);
+  state_tensor *list = px_arena_alloc(arena, (size_t)(t->param_count * 3 + t->fixed_count), sizeof *list);
   if (!list) return px_fail(err, PX_NO_MEMORY, "no memory");
   size_t n = 0;
   for (int i = 0; i < t->param_count; i++) {
@@ -57,7 +55,7 @@ static px_status state_tensors(px_run *run, px_arena *arena, state_tensor **out,
     for (int k = 0; k < 3; k++)
       list[n++] = (state_tensor){px_arena_printf(arena, "%s.%s", q->name, suffix[k]), at[k], q->count};
   }
-  if (p->has_offset) list[n++] = (state_tensor){"reparam.offset", p->offset, p->slices * p->slice};
+  for (int i = 0; i < t->fixed_count; i++) list[n++] = (state_tensor){t->fixed[i].name, t->fixed[i].value, t->fixed[i].count};
   *out = list;
   *count = n;
   return PX_OK;

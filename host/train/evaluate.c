@@ -17,7 +17,7 @@ struct px_evaluator {
   px_group *group;
 };
 
-px_status px_evaluator_open(const px_model *model, px_backend *be, const px_rows *rows, int32_t prefix_tokens, px_evaluator **out, px_error *err) {
+px_status px_evaluator_open(const px_model *model, px_backend *be, const px_rows *rows, const px_hooks *hooks, int32_t prefix_tokens, px_evaluator **out, px_error *err) {
   *out = NULL;
   px_evaluator *e = px_calloc(1, sizeof *e);
   if (!e) return px_fail(err, PX_NO_MEMORY, "no memory");
@@ -31,6 +31,7 @@ px_status px_evaluator_open(const px_model *model, px_backend *be, const px_rows
     px_plan_request request = {.dtype = model->dtype, .tokens = x.most_tokens, .seqs = x.most_rows, .labels = x.most_labels,
                                .positions = prefix_tokens + (int64_t)rows->longest, .segment_rows = prefix_tokens,
                                .logit_rows = x.most_labels < EVAL_LOGIT_ROWS ? x.most_labels : EVAL_LOGIT_ROWS};
+    if (hooks) request.attached = hooks->attached;
     status = px_buffers_open(px_model_config(model), be, &request, &e->buffers, err);
   }
   if (status == PX_OK) {
@@ -95,7 +96,7 @@ px_status px_evaluator_run(px_evaluator *e, const px_hooks *hooks, int32_t prefi
 px_status px_eval_loss(const px_model *model, px_backend *be, const px_rows *rows, const px_hooks *hooks, int32_t prefix_tokens,
                        double *row_loss, px_eval_result *out, px_error *err) {
   px_evaluator *e = NULL;
-  PX_TRY(px_evaluator_open(model, be, rows, prefix_tokens, &e, err));
+  PX_TRY(px_evaluator_open(model, be, rows, hooks, prefix_tokens, &e, err));
   for (size_t r = 0; row_loss && r < rows->count; r++) row_loss[r] = 0;
   px_status status = px_evaluator_run(e, hooks, prefix_tokens, row_loss, out, err);
   px_evaluator_close(e);

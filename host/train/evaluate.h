@@ -13,9 +13,10 @@ typedef struct px_eval_result {
   double seconds;
 } px_eval_result;
 
-/* Buffers for evaluating one set of rows again and again, on the caller's backend. prefix_tokens: the longest prefix. */
+/* Buffers for evaluating one set of rows again and again, on the caller's backend, with hooks like these (NULL: none).
+ * prefix_tokens: the most virtual tokens. */
 typedef struct px_evaluator px_evaluator;
-px_status px_evaluator_open(const px_model *model, px_backend *be, const px_rows *rows, int32_t prefix_tokens, px_evaluator **out, px_error *err);
+px_status px_evaluator_open(const px_model *model, px_backend *be, const px_rows *rows, const px_hooks *hooks, int32_t prefix_tokens, px_evaluator **out, px_error *err);
 void px_evaluator_close(px_evaluator *e);
 px_status px_evaluator_run(px_evaluator *e, const px_hooks *hooks, int32_t prefix_tokens, double *row_loss, px_eval_result *out, px_error *err);
 

@@ -58,7 +58,7 @@ static px_status pass(probe *p, const px_hooks *hooks, int32_t prefix_tokens, bo
   return px_backend_status(p->be, err);
 }
 
-static px_status open_probe(probe *p, const px_rows *rows, int32_t prefix_tokens, uint64_t *batch_count, px_error *err) {
+static px_status open_probe(probe *p, const px_rows *rows, const px_hooks *hooks, int32_t prefix_tokens, uint64_t *batch_count, px_error *err) {
   const px_config *c = px_model_config(p->model);
   px_batch_options options = {.batch_tokens = PROBE_TOKENS};
   PX_TRY(px_batches_open(rows, &options, &p->batches, err));
@@ -67,6 +67,7 @@ static px_status open_probe(probe *p, const px_rows *rows, int32_t prefix_tokens
   px_plan_request request = {.dtype = p->model->dtype, .tokens = x.most_tokens, .seqs = x.most_rows, .labels = x.most_tokens,
                              .positions = prefix_tokens + (int64_t)rows->longest, .segment_rows = prefix_tokens,
                              .logit_rows = PROBE_LOGIT_ROWS, .backward = true};
+  if (hooks) request.attached = hooks->attached;
   PX_TRY(px_buffers_open(c, p->be, &request, &p->buffers, err));
   p->group = px_backend_alloc(p->be, sizeof *p->group);
   p->chunk = px_backend_alloc(p->be, (size_t)PROBE_LOGIT_ROWS * (size_t)c->vocab * sizeof(float));
@@ -88,6 +89,35 @@ static px_tensor_view view(const char *name, px_dtype dtype, int64_t rows, int64
   return v;
 }
 
+static float *mean_of(float *sums, int64_t count, double labels) {
+  for (int64_t i = 0; i < count; i++) sums[i] = (float)((double)sums[i] / labels);
+  return sums;
+}
+
+/* Of the mean loss: a prefix in PEFT's order, "grad.prompt_embeddings"; all else as it is trained, "grad.<name>". */
+static px_status gradients(probe *p, px_tune *tune, double labels, px_tensor_view *views, size_t *count, px_error *err) {
+  const px_config *c = px_model_config(p->model);
+  int64_t cols = 2 * (int64_t)c->layers * c->kv_heads * c->head_dim;
+  int32_t tokens = px_tune_prefix_tokens(tune);
+  if (tokens) {
+    float *grad = px_arena_alloc(&p->arena, (size_t)(tokens * cols), sizeof *grad);
+    if (!grad) return px_fail(err, PX_NO_MEMORY, "no memory");
+    PX_TRY(px_tune_export_grad(tune, grad, err));
+    views[(*count)++] = view("grad.prompt_embeddings", PX_F32, tokens, cols, mean_of(grad, tokens * cols, labels));
+  }
+  px_tune_end_step(tune, 0, NULL);
+  for (int i = 0; i < tune->param_count; i++) {
+    const px_param *q = &tune->params[i];
+    if (strncmp(q->name, "prefix.", 7) == 0 || strncmp(q->name, "reparam.", 8) == 0) continue;
+    float *grad = px_arena_alloc(&p->arena, (size_t)q->count, sizeof *grad);
+    const char *name = px_arena_printf(&p->arena, "grad.%s", q->name);
+    if (!grad || !name) return px_fail(err, PX_NO_MEMORY, "no memory");
+    px_backend_read(p->be, grad, q->grad, (size_t)q->count * sizeof *grad);
+    views[(*count)++] = view(name, PX_F32, q->shape[0], q->dims == 2 ? q->shape[1] : 0, mean_of(grad, q->count, labels));
+  }
+  return px_backend_status(p->be, err);
+}
+
 static px_status write_probe(probe *p, const px_rows *rows, px_tune *tune, const char *path, px_error *err) {
   const px_config *c = px_model_config(p->model);
   int64_t tokens = (int64_t)rows->offsets[rows->count], labels = (int64_t)rows->scored_tokens;
@@ -100,27 +130,23 @@ static px_status write_probe(probe *p, const px_rows *rows, px_tune *tune, const
   if (!label || !offsets) return px_fail(err, PX_NO_MEMORY, "no memory");
   for (int64_t t = 0; t < tokens; t++) label[t] = px_row_scores(rows, (uint64_t)t) ? rows->ids[t] : -100;
   for (size_t r = 0; r <= rows->count; r++) offsets[r] = (int32_t)rows->offsets[r];
-  px_tensor_view views[6] = {view("ids", PX_I32, tokens, 0, rows->ids), view("labels", PX_I32, tokens, 0, label),
+  px_tensor_view views[5] = {view("ids", PX_I32, tokens, 0, rows->ids), view("labels", PX_I32, tokens, 0, label),
                              view("offsets", PX_I32, (int64_t)rows->count + 1, 0, offsets), view("logits", PX_F32, tokens, c->vocab, p->logits),
                              view("loss", PX_F32, 1, 0, &loss)};
-  size_t count = 5;
-  if (tune) {
-    int64_t cols = 2 * (int64_t)c->layers * c->kv_heads * c->head_dim;
-    float *grad = px_arena_alloc(&p->arena, (size_t)(tune->tokens * cols), sizeof *grad);
-    if (!grad) return px_fail(err, PX_NO_MEMORY, "no memory");
-    PX_TRY(px_tune_export_grad(tune, grad, err));
-    for (int64_t i = 0; i < tune->tokens * cols; i++) grad[i] = (float)((double)grad[i] / (double)labels);
-    views[count++] = view("grad.prompt_embeddings", PX_F32, tune->tokens, cols, grad);
-  }
+  size_t count = 5, most = count + (tune ? (size_t)tune->param_count + 1 : 0);
+  px_tensor_view *all = px_arena_alloc(&p->arena, most, sizeof *all);
+  if (!all) return px_fail(err, PX_NO_MEMORY, "no memory");
+  memcpy(all, views, sizeof views);
+  if (tune) PX_TRY(gradients(p, tune, (double)labels, all, &count, err));
   char loss_text[40];
   snprintf(loss_text, sizeof loss_text, "%.17g", group.loss_sum / (double)labels);
   px_meta meta[] = {{"loss", loss_text}};
-  return px_safetensors_write(path, views, count, meta, 1, err);
+  return px_safetensors_write(path, all, count, meta, 1, err);
 }
 
 /* An adapter becomes a tune part that starts there, so that both go one way. The caller has checked that it fits. */
 static px_status open_part(const px_model *model, px_backend *be, const px_adapter *adapter, px_tune **out, px_error *err) {
-  px_tune_spec spec = {.init = PX_INIT_ADAPTER, .init_value = (char *)(uintptr_t)adapter->path, .force = true};
+  px_tune_spec spec = {.parts = {{.kind = PX_PART_PREFIX, .init = PX_INIT_ADAPTER, .init_value = (char *)(uintptr_t)adapter->path}}, .part_count = 1, .force = true};
   return px_tune_open(model, be, NULL, &spec, 0, out, err);
 }
 
@@ -132,7 +158,7 @@ px_status px_probe(const px_model *model, px_backend *be, const px_rows *rows, c
   px_status status = adapter ? open_part(model, be, adapter, &part, err) : PX_OK;
   int32_t prefix_tokens = part ? part->tokens : 0;
   if (status == PX_OK && rows->offsets[rows->count] > INT32_MAX) status = px_fail(err, PX_INVALID, "too many tokens to probe");
-  if (status == PX_OK) status = open_probe(&p, rows, prefix_tokens, &batch_count, err);
+  if (status == PX_OK) status = open_probe(&p, rows, part ? &part->hooks : NULL, prefix_tokens, &batch_count, err);
   if (status == PX_OK && part) {
     px_tune_zero_grads(part);
     px_tune_begin_step(part, 0, NULL);

@@ -68,7 +68,7 @@ typedef struct px_run_record {
   px_train_options options;  /* options that were not given are not given here either */
   px_train_options resolved; /* as the run had them */
   int dtype, threads;
-  int32_t prefix_tokens;
+  int32_t part_sizes[PX_PARTS_MOST]; /* virtual tokens of each part of --tune; 0: it has none */
   const char *base, *data_digest, *valid_digest, *device, *products, *version, *tokenizer; /* tokenizer may be NULL */
 } px_run_record;
 /* dir: the folder of a run, or the file itself under any name. */

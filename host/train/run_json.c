@@ -12,12 +12,19 @@ static const char *const long_names[] = {"error", "cut", "drop"};
 
 static json_t *text_or_null(const char *text) { return text ? json_string(text) : json_null(); }
 
+/* Virtual tokens of each part: what a part that began from a text or an adapter found there. */
+static json_t *part_sizes(const px_run *run) {
+  json_t *list = json_array();
+  for (int i = 0; i < run->tune->part_count; i++) json_array_append_new(list, json_integer(px_tune_part_tokens(run->tune, i)));
+  return list;
+}
+
 static json_t *settings(const px_run *run) {
   const px_train_options *o = &run->options;
   return json_pack("{s:o s:o s:o s:o s:o s:o s:I s:o s:I s:f s:I s:s s:I s:I s:I s:f s:f s:f s:f s:f s:I s:I s:I s:f s:I s:s s:b s:b s:b s:s s:b s:s}",
                    "model", text_or_null(o->model_path), "data", text_or_null(o->data), "valid", text_or_null(o->valid), "out",
                    text_or_null(o->out), "tune", text_or_null(o->tune), "init", text_or_null(o->init), "reparam", (json_int_t)o->reparam,
-                   "prefix_tokens", json_integer(run->tune->tokens), "steps", (json_int_t)o->steps, "lr", o->lr, "warmup",
+                   "part_sizes", part_sizes(run), "steps", (json_int_t)o->steps, "lr", o->lr, "warmup",
                    (json_int_t)o->warmup, "schedule", schedule_names[o->schedule], "batch_rows", (json_int_t)o->batch_rows,
                    "batch_tokens", (json_int_t)o->batch_tokens, "accumulate", (json_int_t)o->accumulate, "beta1", o->beta1, "beta2",
                    o->beta2, "eps", o->eps, "weight_decay", o->weight_decay, "clip", o->clip, "eval_every", (json_int_t)o->eval_every,
@@ -136,6 +143,20 @@ static int get_name(reader *r, const char *key, const char *const *names, int co
   return 0;
 }
 
+static void read_sizes(reader *r, int32_t sizes[PX_PARTS_MOST]) {
+  const json_t *list = json_object_get(r->object, "part_sizes");
+  size_t count = json_array_size(list);
+  if (r->status == PX_OK && (!json_is_array(list) || count < 1 || count > PX_PARTS_MOST))
+    r->status = px_fail(r->err, PX_BAD_FILE, "%s: field \"part_sizes\" is damaged", r->name);
+  for (size_t i = 0; r->status == PX_OK && i < count; i++) {
+    const json_t *size = json_array_get(list, i);
+    if (!json_is_integer(size) || json_integer_value(size) < 0 || json_integer_value(size) > INT32_MAX)
+      r->status = px_fail(r->err, PX_BAD_FILE, "%s: field \"part_sizes\" is damaged", r->name);
+    else
+      sizes[i] = (int32_t)json_integer_value(size);
+  }
+}
+
 static void read_settings(reader *r, px_train_options *o) {
   o->model_path = get_text(r, "model");
   o->data = get_text(r, "data");
@@ -188,7 +209,7 @@ px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out,
   read_settings(&r, &out->options);
   out->resolved = out->options;
   forget_defaults(json_object_get(root, "defaults"), &out->options);
-  out->prefix_tokens = get_int32(&r, "prefix_tokens");
+  read_sizes(&r, out->part_sizes);
   r.object = environment;
   out->version = get_text(&r, "version");
   out->device = get_text(&r, "device");

@@ -85,7 +85,9 @@ static px_plan_request request_of(const px_step_options *o) {
                        .positions = o->positions,
                        .segment_rows = o->tune->tokens,
                        .logit_rows = HOST_LOGIT_ROWS,
-                       .backward = true};
+                       .backward = true,
+                       .keep_from = o->tune->hooks.reach.layer,
+                       .attached = o->tune->hooks.attached};
   if (px_backend_can_record(o->be)) {
     r.labels = filled(o->labels, LABELS_LEAST);
     r.tokens = filled(o->tokens + granule(o->labels, LABELS_LEAST), TOKENS_LEAST);

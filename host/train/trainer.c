@@ -84,13 +84,14 @@ static px_status read_rows(px_run *run, int32_t prefix_tokens, px_error *err) {
  * wait for them. */
 static px_status open_tune(px_run *run, px_error *err) {
   px_tune_spec *spec = &run->spec;
-  if (spec->init == PX_INIT_DATA) {
-    PX_TRY(read_rows(run, spec->prefix_tokens, err));
+  bool from_rows = px_tune_reads_rows(spec) && !spec->restored;
+  if (from_rows) {
+    PX_TRY(read_rows(run, px_tune_spec_tokens(spec), err));
     spec->data_ids = run->train.ids;
     spec->data_tokens = (int64_t)run->train.offsets[run->train.count];
   }
   PX_TRY(px_tune_open(run->model, run->be, run->tok, spec, run->options.seed, &run->tune, err));
-  return spec->init == PX_INIT_DATA ? PX_OK : read_rows(run, run->tune->tokens, err);
+  return from_rows ? PX_OK : read_rows(run, run->tune->tokens, err);
 }
 
 /* The length of the run, and what follows from it. */
@@ -128,9 +129,24 @@ static px_status settle_schedule(px_run *run, px_error *err) {
   return PX_OK;
 }
 
-/* Everything between the options and the first step. restored_tokens: the prefix's length where a checkpoint will be
- * read (what it started from may be gone by then); 0 for a run that starts. */
-static px_status set_up(px_run *run, int32_t restored_tokens, px_error *err) {
+/* A single part's rate may be said in short; parts together say each their own. */
+static px_status settle_rates(px_run *run, px_error *err) {
+  px_train_options *o = &run->options;
+  px_part_spec *first = &run->spec.parts[0];
+  bool every = true;
+  for (int i = 0; i < run->spec.part_count; i++) every &= run->spec.parts[i].lr > 0;
+  if (o->lr > 0 && run->spec.part_count > 1 && !every)
+    return px_fail(err, PX_INVALID, "--tune %s: --lr is the rate of a single part: write lr= at each of these", o->tune);
+  if (o->lr == 0 || run->spec.part_count > 1) {
+    o->lr = first->lr > 0 ? first->lr : px_part_usual_lr(first);
+    run->defaults |= PX_DEFAULT_LR;
+  }
+  return PX_OK;
+}
+
+/* Everything between the options and the first step. sizes: of the parts with virtual tokens, where a checkpoint will be
+ * read (what they started from may be gone by then); NULL for a run that starts. */
+static px_status set_up(px_run *run, const int32_t *sizes, px_error *err) {
   px_train_options *o = &run->options;
   PX_TRY(px_backend_open(
       &(px_backend_options){
@@ -138,16 +154,16 @@ static px_status set_up(px_run *run, int32_t restored_tokens, px_error *err) {
       &run->be, err));
   PX_TRY(px_tune_parse(o->tune, o->init, o->reparam, &run->spec, err));
   run->spec.force = o->force;
-  run->spec.restored = restored_tokens > 0;
-  if (restored_tokens > 0) run->spec.prefix_tokens = restored_tokens;
+  run->spec.restored = sizes != NULL;
+  for (int i = 0; sizes && i < run->spec.part_count; i++)
+    if (sizes[i] > 0) run->spec.parts[i].size = sizes[i];
   o->init = px_tune_init_text(&run->spec, &run->arena);
   if (!o->init) return px_fail(err, PX_NO_MEMORY, "no memory");
-  if (o->prefix_dropout > 0) run->spec.dropout = (float)o->prefix_dropout;
+  px_part_spec *prefix = px_tune_part(&run->spec, PX_PART_PREFIX);
+  if (o->prefix_dropout > 0 && !prefix) return px_fail(err, PX_INVALID, "--prefix-dropout: --tune %s has no prefix", o->tune);
+  if (o->prefix_dropout > 0) prefix->dropout = (float)o->prefix_dropout;
   run->spec.weight_decay = (float)o->weight_decay;
-  if (o->lr == 0) {
-    o->lr = run->spec.lr > 0 ? run->spec.lr : px_tune_usual_lr(&run->spec);
-    run->defaults |= PX_DEFAULT_LR;
-  }
+  PX_TRY(settle_rates(run, err));
   PX_TRY(open_tune(run, err));
   px_batch_options batching = {
       .batch_rows = o->batch_rows, .batch_tokens = o->batch_tokens, .shuffle = true, .seed = o->seed};
@@ -188,7 +204,7 @@ static px_status open_buffers(px_run *run, px_error *err) {
                              .plain = o->no_graph};
   PX_TRY(px_step_open(&options, &run->stepper, err));
   log_plan(run);
-  return o->valid ? px_evaluator_open(run->model, run->be, &run->valid, run->tune->tokens, &run->evaluator, err)
+  return o->valid ? px_evaluator_open(run->model, run->be, &run->valid, &run->tune->hooks, run->tune->tokens, &run->evaluator, err)
                   : PX_OK;
 }
 
@@ -426,7 +442,7 @@ px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_
   o->model_path = absolute(&run, o->model_path);
   o->data = absolute(&run, o->data);
   o->valid = absolute(&run, o->valid);
-  if (status == PX_OK) status = set_up(&run, 0, err);
+  if (status == PX_OK) status = set_up(&run, NULL, err);
   if (status == PX_OK && model->weights.mapped_bytes) status = px_source_verify(&model->source, err);
   if (status == PX_OK) status = open_buffers(&run, err);
   if (status == PX_OK) status = px_run_check_json(&run, err); /* before an old run is removed for this one */
@@ -534,7 +550,7 @@ px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const 
   if (status == PX_OK) status = px_run_folder_lock(&run, err);
   if (status == PX_OK) {
     px_run_folder_clean(&run, false);
-    status = set_up(&run, px_run_has_state(dir) ? record.prefix_tokens : 0, err);
+    status = set_up(&run, px_run_has_state(dir) ? record.part_sizes : NULL, err);
   }
   if (status == PX_OK) status = check_record(&run, &record, err);
   if (status == PX_OK) status = px_run_load(&run, &found, err);

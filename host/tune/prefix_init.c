@@ -57,90 +57,88 @@ px_status px_prefix_of_text(const px_model *model, px_backend *be, const int32_t
   return status;
 }
 
-static px_status from_text(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec,
-                           int32_t *tokens, float **values, px_error *err) {
+px_status px_part_text_ids(px_part *part, const px_part_start *start, px_ids *ids, px_error *err) {
+  const px_part_spec *spec = part->spec;
+  const px_tokenizer *tok = start->tok;
   if (!tok) return px_fail(err, PX_INVALID, "--init text needs the model's tokenizer, and the model has none");
   const px_tokenizer_info *info = px_tokenizer_info_get(tok);
-  px_ids ids = {0};
   px_buf text = {0};
   px_status status = spec->init_file ? px_file_read(spec->init_value, INIT_FILE_BYTES, &text, err) : PX_OK;
   if (status == PX_OK && !spec->init_file) px_buf_puts(&text, spec->init_value);
   if (status == PX_OK && text.failed) status = px_fail(err, PX_NO_MEMORY, "no memory");
-  if (status == PX_OK && info->add_bos && info->bos >= 0) status = px_ids_push(&ids, info->bos, err);
-  if (status == PX_OK && text.len) status = px_tokenizer_encode(tok, text.data, text.len, 0, &ids, err);
+  if (status == PX_OK && info->add_bos && info->bos >= 0) status = px_ids_push(ids, info->bos, err);
+  if (status == PX_OK && text.len) status = px_tokenizer_encode(tok, text.data, text.len, 0, ids, err);
   px_buf_free(&text);
-  if (status == PX_OK && ids.len == 0) status = px_fail(err, PX_INVALID, "the initial text is empty");
-  if (status == PX_OK && spec->prefix_tokens && (size_t)spec->prefix_tokens != ids.len)
+  if (status == PX_OK && ids->len == 0) status = px_fail(err, PX_INVALID, "the initial text is empty");
+  const char *name = px_part_name(spec->kind);
+  if (status == PX_OK && spec->size && (size_t)spec->size != ids->len)
     status = px_fail(
         err, PX_INVALID,
-        "prefix:%d does not fit its initial text, which has %zu tokens: write prefix:%zu, or leave the number out",
-        spec->prefix_tokens, ids.len, ids.len);
-  const px_config *c = px_model_config(model);
-  for (size_t i = 0; status == PX_OK && i < ids.len; i++)
-    if (ids.data[i] < 0 || ids.data[i] >= c->vocab)
+        "%s:%d does not fit its initial text, which has %zu tokens: write %s:%zu, or leave the number out",
+        name, spec->size, ids->len, name, ids->len);
+  const px_config *c = part->tune->config;
+  for (size_t i = 0; status == PX_OK && i < ids->len; i++)
+    if (ids->data[i] < 0 || ids->data[i] >= c->vocab)
       status = px_fail(err, PX_INVALID,
                        "the initial text has a token with id %d, outside the model's vocabulary of %d tokens",
-                       ids.data[i], c->vocab);
+                       ids->data[i], c->vocab);
+  return status;
+}
+
+px_status px_part_row_ids(px_part *part, const px_part_start *start, px_ids *ids, px_error *err) {
+  int32_t tokens = part->spec->size;
+  if (tokens < 1 || start->spec->data_tokens < 1) return px_fail(err, PX_INVALID, "--init data needs rows and %s:N", px_part_name(part->spec->kind));
+  for (int32_t i = 0; i < tokens; i++) PX_TRY(px_ids_push(ids, start->spec->data_ids[i % start->spec->data_tokens], err));
+  return PX_OK;
+}
+
+/* The keys and values of ids, which it frees. */
+static px_status from_ids(px_part *part, px_ids *ids, px_status status, float **values, px_error *err) {
+  const px_config *c = part->tune->config;
   if (status == PX_OK) {
-    *tokens = (int32_t)ids.len;
-    *values = px_calloc(ids.len * 2 * (size_t)c->layers * (size_t)c->kv_heads * (size_t)c->head_dim, sizeof(float));
-    status = *values ? px_prefix_of_text(model, be, ids.data, *tokens, *values, err)
-                     : px_fail(err, PX_NO_MEMORY, "no memory");
+    part->tokens = (int32_t)ids->len;
+    *values = px_calloc(ids->len * 2 * (size_t)c->layers * (size_t)c->kv_heads * (size_t)c->head_dim, sizeof(float));
+    status = *values ? px_prefix_of_text(part->tune->model, part->tune->be, ids->data, part->tokens, *values, err)
+                     : px_fail(err, PX_NO_MEMORY, "no memory for a prefix of %d tokens", part->tokens);
   }
-  px_ids_free(&ids);
+  px_ids_free(ids);
   return status;
 }
 
-/* The first tokens of the rows, from the first again where they are too few. */
-static px_status from_data(const px_model *model, px_backend *be, const px_tune_spec *spec, float **values,
-                           px_error *err) {
-  const px_config *c = px_model_config(model);
-  int32_t tokens = spec->prefix_tokens;
-  if (tokens < 1 || spec->data_tokens < 1) return px_fail(err, PX_INVALID, "--init data needs rows and prefix:N");
-  size_t floats = (size_t)tokens * 2 * (size_t)c->layers * (size_t)c->kv_heads * (size_t)c->head_dim;
-  int32_t *ids = px_calloc((size_t)tokens, sizeof *ids);
-  *values = ids ? px_calloc(floats, sizeof **values) : NULL;
-  px_status status = *values ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory for a prefix of %d tokens", tokens);
-  for (int32_t i = 0; status == PX_OK && i < tokens; i++) ids[i] = spec->data_ids[i % spec->data_tokens];
-  if (status == PX_OK) status = px_prefix_of_text(model, be, ids, tokens, *values, err);
-  free(ids);
-  return status;
-}
-
-static px_status from_adapter(const px_model *model, const px_tokenizer *tok, const px_tune_spec *spec, int32_t *tokens,
-                              float **values, px_error *err) {
-  const px_config *c = px_model_config(model);
+static px_status from_adapter(px_part *part, const px_part_start *start, float **values, px_error *err) {
+  const px_part_spec *spec = part->spec;
+  const px_config *c = part->tune->config;
   int64_t width = (int64_t)c->kv_heads * c->head_dim, slices = 2 * (int64_t)c->layers;
   px_adapter *adapter = NULL;
   px_fit fit;
   PX_TRY(px_adapter_open(spec->init_value, &adapter, err));
-  px_status status = px_adapter_fits(adapter, model, tok, spec->force, &fit, NULL, err);
-  if (status == PX_OK && spec->prefix_tokens && spec->prefix_tokens != adapter->tokens)
+  px_status status = px_adapter_fits(adapter, part->tune->model, start->tok, start->spec->force, &fit, NULL, err);
+  if (status == PX_OK && spec->size && spec->size != adapter->tokens)
     status = px_fail(err, PX_INVALID, "prefix:%d does not fit its initial adapter %s, which has %d virtual tokens",
-                     spec->prefix_tokens, spec->init_value, adapter->tokens);
+                     spec->size, spec->init_value, adapter->tokens);
   if (status == PX_OK) {
-    *tokens = adapter->tokens;
+    part->tokens = adapter->tokens;
     *values = px_calloc((size_t)(adapter->tokens * slices * width), sizeof(float));
     if (!*values) status = px_fail(err, PX_NO_MEMORY, "no memory");
   }
-  for (int64_t t = 0; status == PX_OK && t < *tokens; t++)
+  for (int64_t t = 0; status == PX_OK && t < part->tokens; t++)
     for (int64_t s = 0; s < slices; s++)
-      memcpy(*values + (s * *tokens + t) * width, adapter->values + px_peft_index(t, s, 0, slices, width),
+      memcpy(*values + (s * part->tokens + t) * width, adapter->values + px_peft_index(t, s, 0, slices, width),
              (size_t)width * sizeof(float));
   px_adapter_close(adapter);
   return status;
 }
 
-px_status px_prefix_initial(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec,
-                            int32_t *tokens, float **values, px_error *err) {
-  *tokens = spec->prefix_tokens;
+px_status px_prefix_initial(px_part *part, const px_part_start *start, float **values, px_error *err) {
+  px_ids ids = {0};
+  part->tokens = part->spec->size;
   *values = NULL;
   px_status status = PX_OK;
-  if (spec->restored) return PX_OK;
-  if (spec->init == PX_INIT_TEXT) status = from_text(model, be, tok, spec, tokens, values, err);
-  if (spec->init == PX_INIT_DATA) status = from_data(model, be, spec, values, err);
-  if (spec->init == PX_INIT_ADAPTER) status = from_adapter(model, tok, spec, tokens, values, err);
-  if (status == PX_OK && *tokens < 1) status = px_fail(err, PX_INVALID, "a prefix needs at least one virtual token");
+  if (start->spec->restored) return PX_OK;
+  if (part->spec->init == PX_INIT_TEXT) status = from_ids(part, &ids, px_part_text_ids(part, start, &ids, err), values, err);
+  if (part->spec->init == PX_INIT_DATA) status = from_ids(part, &ids, px_part_row_ids(part, start, &ids, err), values, err);
+  if (part->spec->init == PX_INIT_ADAPTER) status = from_adapter(part, start, values, err);
+  if (status == PX_OK && part->tokens < 1) status = px_fail(err, PX_INVALID, "a prefix needs at least one virtual token");
   return status;
 }
 
@@ -151,13 +149,14 @@ static float symmetric(uint64_t seed, uint64_t index) {
 
 /* Li and Liang's network as PyTorch initialises it: embedding N(0, 1), linear layers uniform within 1 / sqrt(in). With
  * an offset the last layer starts at zero, so that the run starts exactly at the offset. */
-static void fill_network(const px_tune *t, const px_prefix_part *p, uint64_t seed, float *host) {
+static void fill_network(const px_part *part, uint64_t seed, float *host) {
+  const px_prefix_part *p = part->own;
   uint64_t index = 0;
-  for (int i = 0; i < t->param_count; i++) {
-    const px_param *param = &t->params[i];
+  for (int i = 0; i < 5; i++) {
+    const px_param *param = &part->tune->params[p->first_param + i];
     float *to = host + (param->value - p->values);
     bool last = i >= 3;
-    double bound = 1.0 / sqrt((double)(last ? t->spec.reparam_hidden : p->width));
+    double bound = 1.0 / sqrt((double)(last ? part->spec->reparam_hidden : p->width));
     for (int64_t j = 0; j < param->count; j++, index++)
       to[j] = i == 0                  ? px_normal(seed, PX_STREAM_INIT, 0, index)
               : last && p->has_offset ? 0
@@ -165,39 +164,46 @@ static void fill_network(const px_tune *t, const px_prefix_part *p, uint64_t see
   }
 }
 
-px_status px_prefix_fill(px_tune *t, px_prefix_part *p, const float *initial, uint64_t seed, px_error *err) {
-  int64_t all = p->slices * p->slice, floats = p->param_floats > all ? p->param_floats : all;
-  float *host = px_calloc((size_t)floats, sizeof *host);
-  if (!host) return px_fail(err, PX_NO_MEMORY, "no memory");
-  if (t->spec.restored) { /* zeros until the checkpoint is read */
-  } else if (t->spec.reparam_hidden) {
-    fill_network(t, p, seed, host);
-    px_backend_write(t->be, p->values, host, (size_t)p->param_floats * sizeof *host);
-    if (p->has_offset) px_backend_write(t->be, p->offset, initial, (size_t)all * sizeof *host);
-  } else if (initial) {
-    px_backend_write(t->be, p->flat, initial, (size_t)all * sizeof *host);
-  } else if (t->spec.init == PX_INIT_RANDOM) {
-    for (int64_t i = 0; i < all; i++) host[i] = RANDOM_SCALE * px_normal(seed, PX_STREAM_INIT, 0, (uint64_t)i);
-    px_backend_write(t->be, p->flat, host, (size_t)all * sizeof *host);
-  }
-  free(host);
-  return px_backend_status(t->be, err);
+/* Layers without a prefix stay zero. */
+static void clear_layers(const px_prefix_part *p, float *host) {
+  for (int64_t s = 0; s < p->slices; s++)
+    if (!p->layers[s / 2]) memset(host + s * p->slice, 0, (size_t)p->slice * sizeof *host);
 }
 
-px_status px_prefix_to_peft(px_tune *t, const float *source, bool reversed, float *values, px_error *err) {
-  const px_prefix_part *p = t->own;
-  int64_t all = p->slices * p->slice;
+px_status px_prefix_fill(px_part *part, const float *initial, uint64_t seed, px_error *err) {
+  const px_prefix_part *p = part->own;
+  int64_t all = p->slices * p->slice, floats = p->param_floats > all ? p->param_floats : all;
+  if (part->tune->spec.restored) return PX_OK; /* zeros until the checkpoint is read */
+  float *host = px_calloc((size_t)floats, sizeof *host);
+  if (!host) return px_fail(err, PX_NO_MEMORY, "no memory");
+  if (part->spec->reparam_hidden) {
+    fill_network(part, seed, host);
+    px_part_write(part, p->values, host, p->param_floats);
+    if (p->has_offset) px_part_write(part, p->offset, initial, all);
+  } else if (initial || part->spec->init == PX_INIT_RANDOM) {
+    if (initial) memcpy(host, initial, (size_t)all * sizeof *host);
+    for (int64_t i = 0; !initial && i < all; i++) host[i] = RANDOM_SCALE * px_normal(seed, PX_STREAM_INIT, 0, (uint64_t)i);
+    clear_layers(p, host);
+    px_part_write(part, p->flat, host, all);
+  }
+  free(host);
+  return px_backend_status(part->tune->be, err);
+}
+
+px_status px_prefix_to_peft(px_part *part, const float *source, int64_t apart, bool reversed, float *values, px_error *err) {
+  const px_prefix_part *p = part->own;
+  int64_t all = p->slices * apart;
   float *host = px_calloc((size_t)all, sizeof *host);
   if (!host) return px_fail(err, PX_NO_MEMORY, "no memory");
-  px_backend_read(t->be, host, source, (size_t)all * sizeof *host);
+  px_backend_read(part->tune->be, host, source, (size_t)all * sizeof *host);
   for (int64_t s = 0; s < p->slices; s++) {
-    int64_t from = reversed ? 2 * (t->config->layers - 1 - s / 2) + s % 2 : s;
-    for (int64_t token = 0; token < t->tokens; token++)
-      memcpy(values + px_peft_index(token, s, 0, p->slices, p->width), host + from * p->slice + token * p->width,
+    int64_t from = reversed ? 2 * (part->tune->config->layers - 1 - s / 2) + s % 2 : s;
+    for (int64_t token = 0; token < part->tokens; token++)
+      memcpy(values + px_peft_index(token, s, 0, p->slices, p->width), host + from * apart + token * p->width,
              (size_t)p->width * sizeof *host);
   }
   free(host);
-  return px_backend_status(t->be, err);
+  return px_backend_status(part->tune->be, err);
 }
 
 px_status px_prefix_open(const px_config *config, px_backend *be, px_dtype dtype, const float *values, int32_t tokens,

@@ -1,9 +1,29 @@
-/* SPDX-License-Identifier: MIT
- * The grammar of --tune: NAME[:SIZE][:KEY=VALUE]..., parts joined by `+`. */
+/* SPDX-License-Identifier: MIT */
+#include "tune/spec.h"
+
 #include <errno.h>
 #include <stdlib.h>
 
-#include "tune/tune.h"
+/* What a part is called, what its number means, what it may be told, and how fast it usually learns (docs/performance.md,
+ * "Learning rates"). */
+static const struct {
+  const char *name, *size; /* size NULL: none */
+  const char *keys;        /* beside lr */
+  double lr;
+} kinds[PX_PART_KINDS] = {
+    [PX_PART_PREFIX] = {"prefix", "the number of virtual tokens", "init, reparam, dropout, layers, frozen", 3e-2},
+    [PX_PART_PROMPT] = {"prompt", "the number of virtual tokens", "init", 3e-2},
+    [PX_PART_LORA] = {"lora", "the rank", "alpha, rslora, dropout, targets", 1e-3},
+    [PX_PART_IA3] = {"ia3", NULL, "targets", 1e-2},
+    [PX_PART_NORM] = {"norm", NULL, "", 3e-3},
+    [PX_PART_BIAS] = {"bias", NULL, "", 3e-3},
+    [PX_PART_TOP] = {"top", "the number of layers", "", 1e-4},
+    [PX_PART_FULL] = {"full", NULL, "", 5e-5},
+};
+
+const char *px_part_name(px_part_kind kind) { return kinds[kind].name; }
+
+double px_part_usual_lr(const px_part_spec *part) { return part->reparam_hidden ? 1e-3 : kinds[part->kind].lr; }
 
 static px_status whole(const char *part, const char *key, const char *text, long min, long max, int32_t *out,
                        px_error *err) {
@@ -34,12 +54,12 @@ static char *absolute(const char *path) {
   return real ? real : strdup(path);
 }
 
-/* data | random | zero | text:... | text-file:F or @F | adapter:DIR */
-static px_status parse_init(const char *text, px_tune_spec *spec, px_error *err) {
+/* data | random | zero | vocab | text:... | text-file:F or @F | adapter:DIR */
+static px_status parse_init(const char *text, px_part_spec *spec, px_error *err) {
   static const struct {
     const char *name;
     px_init init;
-  } plain[] = {{"data", PX_INIT_DATA}, {"random", PX_INIT_RANDOM}, {"zero", PX_INIT_ZERO}};
+  } plain[] = {{"data", PX_INIT_DATA}, {"random", PX_INIT_RANDOM}, {"zero", PX_INIT_ZERO}, {"vocab", PX_INIT_VOCAB}};
   static const struct {
     const char *start;
     px_init init;
@@ -64,77 +84,234 @@ static px_status parse_init(const char *text, px_tune_spec *spec, px_error *err)
     return spec->init_value ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory");
   }
   return px_fail(err, PX_INVALID,
-                 "--init \"%s\" is not known: data, random, zero, text:TEXT, text-file:FILE, adapter:FOLDER are", text);
+                 "--init \"%s\" is not known: data, random, zero, vocab, text:TEXT, text-file:FILE, adapter:FOLDER are", text);
 }
 
-const char *px_tune_init_text(const px_tune_spec *spec, px_arena *arena) {
-  switch (spec->init) {
+static bool begins_somewhere(const px_part_spec *p) { return p->kind == PX_PART_PREFIX || p->kind == PX_PART_PROMPT; }
+
+static const char *init_text(const px_part_spec *p, px_arena *arena) {
+  switch (p->init) {
     case PX_INIT_DATA:
       return "data";
     case PX_INIT_RANDOM:
       return "random";
     case PX_INIT_ZERO:
       return "zero";
+    case PX_INIT_VOCAB:
+      return "vocab";
     case PX_INIT_TEXT:
-      return px_arena_printf(arena, spec->init_file ? "text-file:%s" : "text:%s", spec->init_value);
+      return px_arena_printf(arena, p->init_file ? "text-file:%s" : "text:%s", p->init_value);
     case PX_INIT_ADAPTER:
-      return px_arena_printf(arena, "adapter:%s", spec->init_value);
+      return px_arena_printf(arena, "adapter:%s", p->init_value);
   }
   return NULL;
 }
 
-static px_status parse_key(const char *part, char *item, px_tune_spec *spec, px_error *err) {
+const char *px_tune_init_text(const px_tune_spec *spec, px_arena *arena) {
+  const px_part_spec *only = NULL;
+  int count = 0;
+  for (int i = 0; i < spec->part_count; i++)
+    if (begins_somewhere(&spec->parts[i])) {
+      only = &spec->parts[i];
+      count++;
+    }
+  return count == 1 ? init_text(only, arena) : "";
+}
+
+px_part_spec *px_tune_part(const px_tune_spec *spec, px_part_kind kind) {
+  for (int i = 0; i < spec->part_count; i++)
+    if (spec->parts[i].kind == kind) return (px_part_spec *)(uintptr_t)&spec->parts[i];
+  return NULL;
+}
+
+bool px_tune_reads_rows(const px_tune_spec *spec) {
+  for (int i = 0; i < spec->part_count; i++)
+    if (begins_somewhere(&spec->parts[i]) && spec->parts[i].init == PX_INIT_DATA) return true;
+  return false;
+}
+
+int32_t px_tune_spec_tokens(const px_tune_spec *spec) {
+  int32_t tokens = 0;
+  for (int i = 0; i < spec->part_count; i++)
+    if (begins_somewhere(&spec->parts[i])) tokens += spec->parts[i].size;
+  return tokens;
+}
+
+/* Number of single-letter changes from a to b, up to words of 15 letters. */
+static int distance(const char *a, const char *b) {
+  enum { MOST = 15 };
+  int row[MOST + 1], n = (int)strlen(a), m = (int)strlen(b);
+  if (n > MOST || m > MOST) return MOST;
+  for (int j = 0; j <= m; j++) row[j] = j;
+  for (int i = 1; i <= n; i++) {
+    int corner = row[0];
+    row[0] = i;
+    for (int j = 1; j <= m; j++) {
+      int change = corner + (a[i - 1] != b[j - 1]), least = change;
+      corner = row[j];
+      if (row[j] + 1 < least) least = row[j] + 1;
+      if (row[j - 1] + 1 < least) least = row[j - 1] + 1;
+      row[j] = least;
+    }
+  }
+  return row[m];
+}
+
+static px_status unknown_part(const char *text, const char *name, px_error *err) {
+  int best = 0;
+  for (int k = 1; k < PX_PART_KINDS; k++)
+    if (distance(name, kinds[k].name) < distance(name, kinds[best].name)) best = k;
+  return px_fail(err, PX_INVALID,
+                 "--tune %s: there is no part \"%s\"; did you mean \"%s\"? prefix:N, prompt:N, lora:R, ia3, norm, bias, top:K and full are known",
+                 text, name, kinds[best].name);
+}
+
+/* Whether `key` is one of "a, b, c". */
+static bool listed(const char *list, const char *key) {
+  size_t n = strlen(key);
+  for (const char *at = list; (at = strstr(at, key)); at += n)
+    if ((at == list || at[-1] == ' ') && (at[n] == 0 || at[n] == ',')) return n > 0;
+  return false;
+}
+
+static px_status unknown_key(const char *text, const px_part_spec *p, const char *key, px_error *err) {
+  char near[16] = "lr";
+  for (const char *at = kinds[p->kind].keys; *at;) {
+    char word[16] = {0};
+    size_t n = strcspn(at, ",");
+    memcpy(word, at, n < sizeof word ? n : sizeof word - 1);
+    if (distance(key, word) < distance(key, near)) memcpy(near, word, sizeof near);
+    at += n;
+    at += strspn(at, ", ");
+  }
+  return px_fail(err, PX_INVALID, "--tune %s: %s has no option \"%s\"; did you mean \"%s\"? lr%s%s are known", text, kinds[p->kind].name, key, near,
+                 *kinds[p->kind].keys ? ", " : "", kinds[p->kind].keys);
+}
+
+static px_status keep_text(char **to, const char *value, px_error *err) {
+  free(*to);
+  *to = strdup(value);
+  return *to ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory");
+}
+
+static px_status parse_key(const char *part, char *item, px_part_spec *p, px_error *err) {
   char *value = strchr(item, '=');
   if (!value) return px_fail(err, PX_INVALID, "--tune %s: \"%s\" is no KEY=VALUE", part, item);
   *value++ = 0;
-  double dropout = 0;
-  if (strcmp(item, "lr") == 0) return number(part, item, value, 1e-12, 1e3, &spec->lr, err);
-  if (strcmp(item, "reparam") == 0) return whole(part, item, value, 1, 1 << 20, &spec->reparam_hidden, err);
+  double real = 0;
+  int32_t flag = 0;
+  if (strcmp(item, "lr") == 0) return number(part, item, value, 1e-12, 1e3, &p->lr, err);
+  if (!listed(kinds[p->kind].keys, item)) return unknown_key(part, p, item, err);
+  if (strcmp(item, "reparam") == 0) return whole(part, item, value, 1, 1 << 20, &p->reparam_hidden, err);
+  if (strcmp(item, "frozen") == 0) return whole(part, item, value, 0, 1 << 20, &p->frozen, err);
+  if (strcmp(item, "layers") == 0) return keep_text(&p->layers, value, err);
+  if (strcmp(item, "targets") == 0) return keep_text(&p->targets, value, err);
   if (strcmp(item, "init") == 0) {
     if (strcmp(value, "text") == 0 || strcmp(value, "text-file") == 0 || strcmp(value, "adapter") == 0)
       return px_fail(err, PX_INVALID,
                      "--tune %s: a colon ends a value; write init=@FILE here, or --init %s:... beside --tune", part,
                      value);
-    return parse_init(value, spec, err);
+    return parse_init(value, p, err);
   }
-  if (strcmp(item, "dropout") == 0) {
-    PX_TRY(number(part, item, value, 0, 1, &dropout, err));
-    spec->dropout = (float)dropout;
+  if (strcmp(item, "rslora") == 0) {
+    PX_TRY(whole(part, item, value, 0, 1, &flag, err));
+    p->rslora = flag != 0;
     return PX_OK;
   }
-  return px_fail(err, PX_INVALID, "--tune %s: \"%s\" is not known: lr, init, reparam, dropout are", part, item);
+  if (strcmp(item, "alpha") == 0) {
+    PX_TRY(number(part, item, value, 1e-6, 1e6, &real, err));
+    p->alpha = (float)real;
+    return PX_OK;
+  }
+  PX_TRY(number(part, item, value, 0, 1, &real, err));
+  p->dropout = (float)real;
+  return PX_OK;
+}
+
+/* "NAME[:SIZE][:KEY=VALUE]...", cut up in place. whole_text: for messages. */
+static px_status parse_part(char *part, const char *whole_text, px_part_spec *p, px_error *err) {
+  char *save = NULL, *name = strtok_r(part, ":", &save);
+  int kind = 0;
+  while (name && kind < PX_PART_KINDS && strcmp(name, kinds[kind].name) != 0) kind++;
+  if (!name || kind == PX_PART_KINDS) return unknown_part(whole_text, name ? name : "", err);
+  *p = (px_part_spec){.kind = (px_part_kind)kind};
+  /* A prefix learns best from rows: docs/performance.md, "Where a prefix starts". */
+  if (kind == PX_PART_PREFIX || kind == PX_PART_PROMPT) p->init = PX_INIT_DATA;
+  bool first = true;
+  for (char *item; (item = strtok_r(NULL, ":", &save)); first = false) {
+    if (!first || strchr(item, '=')) {
+      PX_TRY(parse_key(whole_text, item, p, err));
+    } else if (!kinds[kind].size) {
+      return px_fail(err, PX_INVALID, "--tune %s: %s takes no number", whole_text, name);
+    } else {
+      PX_TRY(whole(whole_text, kinds[kind].size, item, 1, 1 << 20, &p->size, err));
+    }
+  }
+  return PX_OK;
+}
+
+static px_status check_part(const char *text, const px_part_spec *p, px_error *err) {
+  const char *name = kinds[p->kind].name;
+  bool from_elsewhere = begins_somewhere(p) && (p->init == PX_INIT_TEXT || p->init == PX_INIT_ADAPTER);
+  if (kinds[p->kind].size && !p->size && !from_elsewhere)
+    return px_fail(err, PX_INVALID, "--tune %s: %s? Write %s:%d", text,
+                   begins_somewhere(p)         ? "how many virtual tokens"
+                   : p->kind == PX_PART_LORA ? "what rank"
+                                             : "how many layers",
+                   name, p->kind == PX_PART_LORA ? 8 : p->kind == PX_PART_TOP ? 2 : 20);
+  if (p->kind == PX_PART_PREFIX && p->init == PX_INIT_VOCAB)
+    return px_fail(err, PX_INVALID, "--tune %s: init=vocab is for a prompt: a prefix has keys and values, not words", text);
+  if (p->frozen && p->reparam_hidden)
+    return px_fail(err, PX_INVALID, "--tune %s: frozen and reparam exclude each other: the network makes every virtual token", text);
+  if (p->size && p->frozen >= p->size)
+    return px_fail(err, PX_INVALID, "--tune %s: frozen=%d leaves nothing of %d virtual tokens to train", text, p->frozen, p->size);
+  return PX_OK;
+}
+
+/* The short options of the only part that has them. */
+static px_status short_options(const char *text, const char *init, int reparam, px_tune_spec *spec, px_error *err) {
+  px_part_spec *prefix = px_tune_part(spec, PX_PART_PREFIX), *prompt = px_tune_part(spec, PX_PART_PROMPT);
+  if (init && prefix && prompt)
+    return px_fail(err, PX_INVALID, "--tune %s: --init is short for the option of a single part: write init= at each of these", text);
+  if (init && *init && !prefix && !prompt)
+    return px_fail(err, PX_INVALID, "--tune %s: no part of it takes --init: a prefix or a prompt does", text);
+  if (init && *init) PX_TRY(parse_init(init, prefix ? prefix : prompt, err));
+  if (reparam > 0 && !prefix) return px_fail(err, PX_INVALID, "--tune %s: no part of it takes --reparam: a prefix does", text);
+  if (reparam > 0) prefix->reparam_hidden = reparam;
+  return PX_OK;
 }
 
 px_status px_tune_parse(const char *text, const char *init, int reparam, px_tune_spec *spec, px_error *err) {
-  *spec = (px_tune_spec){.init = PX_INIT_DATA}; /* learns best: docs/performance.md, "Where a prefix starts" */
-  if (strchr(text, '+'))
-    return px_fail(err, PX_INVALID, "--tune %s: joined parts are not in this release, one prefix is", text);
+  *spec = (px_tune_spec){0};
   char *copy = strdup(text), *save = NULL;
   if (!copy) return px_fail(err, PX_NO_MEMORY, "no memory");
-  char *name = strtok_r(copy, ":", &save);
   px_status status = PX_OK;
-  if (!name || strcmp(name, "prefix") != 0)
-    status =
-        px_fail(err, PX_INVALID, "--tune %s: \"%s\" is not known in this release, prefix:N is", text, name ? name : "");
-  bool first = true;
-  for (char *item; status == PX_OK && (item = strtok_r(NULL, ":", &save)); first = false) {
-    if (first && !strchr(item, '='))
-      status = whole(text, "the number of virtual tokens", item, 1, 1 << 20, &spec->prefix_tokens, err);
-    else
-      status = parse_key(text, item, spec, err);
+  for (char *part = strtok_r(copy, "+", &save); status == PX_OK && part; part = strtok_r(NULL, "+", &save)) {
+    px_part_spec p = {0};
+    status = parse_part(part, text, &p, err);
+    if (status == PX_OK && px_tune_part(spec, p.kind))
+      status = px_fail(err, PX_INVALID, "--tune %s: %s is there twice", text, kinds[p.kind].name);
+    if (spec->part_count < PX_PARTS_MOST) spec->parts[spec->part_count++] = p; /* also where it failed: its texts are freed below */
   }
   free(copy);
-  if (status == PX_OK && init) status = parse_init(init, spec, err);
-  if (reparam > 0) spec->reparam_hidden = reparam;
-  if (status == PX_OK && !spec->prefix_tokens && spec->init != PX_INIT_TEXT && spec->init != PX_INIT_ADAPTER)
-    status = px_fail(err, PX_INVALID, "--tune %s: how many virtual tokens? Write prefix:20", text);
+  if (status == PX_OK && spec->part_count == 0) status = px_fail(err, PX_INVALID, "--tune is empty: prefix:20 is a good start");
+  if (status == PX_OK) status = short_options(text, init, reparam, spec, err);
+  for (int i = 0; status == PX_OK && i < spec->part_count; i++) status = check_part(text, &spec->parts[i], err);
+  if (status == PX_OK && px_tune_part(spec, PX_PART_FULL)) {
+    static const px_part_kind inside[] = {PX_PART_TOP, PX_PART_NORM, PX_PART_BIAS};
+    for (size_t i = 0; i < sizeof inside / sizeof *inside && status == PX_OK; i++)
+      if (px_tune_part(spec, inside[i]))
+        status = px_fail(err, PX_INVALID, "--tune %s: full trains every weight already: leave %s out", text, kinds[inside[i]].name);
+  }
   if (status != PX_OK) px_tune_spec_free(spec);
   return status;
 }
 
 void px_tune_spec_free(px_tune_spec *spec) {
-  free(spec->init_value);
+  for (int i = 0; i < spec->part_count; i++) {
+    free(spec->parts[i].init_value);
+    free(spec->parts[i].layers);
+    free(spec->parts[i].targets);
+  }
   *spec = (px_tune_spec){0};
 }
-
-double px_tune_usual_lr(const px_tune_spec *spec) { return spec->reparam_hidden ? 1e-3 : 3e-2; }

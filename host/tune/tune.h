@@ -1,62 +1,57 @@
 /* SPDX-License-Identifier: MIT
- * What is trainable. A part registers float32 tensors (value, gradient, two moments) in one list; optimizer, clipping and
- * checkpoint run over that list and know nothing else. This release has one part: the prefix, plain or reparameterised. */
+ * What is trainable. Parts (prefix, prompt, lora, ia3, bias, norm, top, full) register float32 tensors (value, gradient, two
+ * moments) in one list and fill the hooks that the model reads; optimizer, clipping and checkpoint run over the list and
+ * know nothing else. Any parts go together. */
 #ifndef PX_TUNE_TUNE_H
 #define PX_TUNE_TUNE_H
 
 #include "model/model.h"
 #include "text/tokenizer.h"
-
-typedef enum px_init { PX_INIT_RANDOM = 0, PX_INIT_ZERO, PX_INIT_TEXT, PX_INIT_ADAPTER, PX_INIT_DATA } px_init;
-
-/* One part of --tune: NAME[:SIZE][:KEY=VALUE]... */
-typedef struct px_tune_spec {
-  int32_t prefix_tokens;  /* N; 0 with INIT_TEXT or INIT_ADAPTER: from there */
-  px_init init;
-  char *init_value;       /* the text, the file that holds it, or the adapter's folder (paths absolute where they exist); owned */
-  bool init_file;         /* INIT_TEXT: init_value names a file */
-  const int32_t *data_ids; /* INIT_DATA: the rows' tokens one after the other; borrowed until px_tune_open returns */
-  int64_t data_tokens;
-  bool force;             /* INIT_ADAPTER: an adapter of other weights will do */
-  bool restored;          /* the values come from a checkpoint: no initial ones are computed; prefix_tokens is given */
-  int32_t reparam_hidden; /* H; 0: the prefix is trained directly */
-  double lr;              /* 0: the part's usual value */
-  float dropout;          /* prefix dropout */
-  float weight_decay;     /* of everything trained; a fixed offset is none of it */
-} px_tune_spec;
-
-/* Reads "prefix:20", "prefix:20:init=@file:lr=1e-2:reparam=512". PX_INVALID says what is allowed. `init` and `reparam`
- * (may be NULL / 0) are the short options of the only part. */
-px_status px_tune_parse(const char *text, const char *init, int reparam, px_tune_spec *out, px_error *err);
-void px_tune_spec_free(px_tune_spec *spec);
-/* Where the part starts, as --init says it, in the arena; NULL: no memory. */
-const char *px_tune_init_text(const px_tune_spec *spec, px_arena *arena);
-double px_tune_usual_lr(const px_tune_spec *spec);
+#include "tune/spec.h"
 
 typedef struct px_param {
-  const char *name;       /* as in the state file: "prefix.layers.3", "reparam.embedding", ... */
+  const char *name;       /* as in the state file: "prefix.layers.3", "lora.model.layers.0.self_attn.q_proj.A", ... */
   int64_t shape[3];
   int dims;
   int64_t count;
   float *value, *grad, *m, *v; /* backend memory */
-  float weight_decay;
+  float weight_decay, lr_scale;
   int32_t group;
 } px_param;
 
+/* A float32 tensor that is not trained and belongs to the state all the same. */
+typedef struct px_fixed {
+  const char *name;
+  float *value;
+  int64_t count;
+} px_fixed;
+
+struct px_part;
+
 typedef struct px_tune {
   px_backend *be;
+  const px_model *model;
   const px_config *config;
-  px_dtype dtype;          /* of the keys and values that attention reads */
-  px_tune_spec spec;
-  int32_t tokens;          /* P */
+  px_dtype dtype;          /* of the model */
+  px_tune_spec spec;       /* without its texts */
+  int32_t tokens;          /* virtual tokens of all parts: what a row's first position is */
   px_param *params;
-  int32_t param_count;
+  int32_t param_count, param_capacity;
+  px_fixed fixed[4];
+  int32_t fixed_count;
   px_opt_tensor *list;     /* backend memory: what adamw and sum_sq take */
-  px_hooks hooks;          /* reads `segments` */
+  px_hooks hooks;
+  px_weights hooks_weights, hooks_grads; /* what the hooks point to where weights are trained */
+  /* Keys and values that every layer attends to first, slices (keys, values) of layers in order: [slices][tokens, width]. */
+  int64_t width, slice, slices;
+  void *kv;                /* of dtype */
   px_kv_segment *segments; /* backend memory [layers]; adapter id 0 */
+  float *segment_grads;    /* as kv, layers in reverse: as the backward pass finishes them */
   float *grads;            /* the one gradient arena (of segments and of everything trained), backend memory */
   int64_t grad_count;
-  void *own;               /* the part's own buffers */
+  struct px_part *parts;
+  int32_t part_count;
+  px_arena arena;
 } px_tune;
 
 /* Allocates and initialises from (seed). Text and data init run the model; `tok` may be NULL otherwise. */
@@ -64,16 +59,23 @@ px_status px_tune_open(const px_model *model, px_backend *be, const px_tokenizer
                        px_tune **out, px_error *err);
 void px_tune_close(px_tune *tune);
 
-/* Before a step's forward: trained tensors -> keys and values that attention reads (flattening, dropout, cast).
- * step: its number, in backend memory (dropout's mask follows from it); NULL: not training, no dropout. Once per step, never
- * per row. */
+/* Before a step's forward: trained tensors -> what the model reads (flattening, dropout, casts, the pass over prompt rows).
+ * step: its number, in backend memory (masks of dropout follow from it and seed); NULL: not training, no dropout. Once per
+ * step, never per row. */
 void px_tune_begin_step(px_tune *tune, uint64_t seed, const int64_t *step);
 /* Zeroes the gradient arena (before a step's first batch). */
 void px_tune_zero_grads(px_tune *tune);
 /* After a step's last backward: segment gradients -> gradients of the trained tensors. */
 void px_tune_end_step(px_tune *tune, uint64_t seed, const int64_t *step);
 
-/* The prefix as PEFT stores it, [P, 2 * layers * kv_heads * head_dim] float32, host memory of the caller. */
+/* Virtual tokens of the prefix; 0: there is none. */
+int32_t px_tune_prefix_tokens(const px_tune *tune);
+/* Virtual tokens of a part, in the order of --tune. */
+int32_t px_tune_part_tokens(const px_tune *tune, int32_t part);
+/* Numbers that are trained. */
+int64_t px_tune_trainable(const px_tune *tune);
+
+/* The prefix as PEFT stores it, [P, 2 * layers * kv_heads * head_dim] float32, host memory of the caller. There is one. */
 px_status px_tune_export(px_tune *tune, float *values, px_error *err);
 /* The gradient of that (after backward, before px_tune_end_step), same layout: for probe. */
 px_status px_tune_export_grad(px_tune *tune, float *values, px_error *err);

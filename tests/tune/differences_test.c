@@ -27,7 +27,7 @@ static problem open_problem(const char *name, int reparam, float dropout) {
   px_error err = {0};
   char path[512];
   problem p;
-  px_tune_spec spec = {.prefix_tokens = 5, .init = PX_INIT_RANDOM, .reparam_hidden = reparam, .dropout = dropout};
+  px_tune_spec spec = {.parts = {{.size = 5, .init = PX_INIT_RANDOM, .reparam_hidden = reparam, .dropout = dropout}}, .part_count = 1};
   ASSERT_OK(
       px_model_open(golden_path(name, "", path), &(px_model_options){.dtype = PX_F32, .threads = 1}, &p.model, &err));
   ASSERT_OK(px_backend_open_cpu(&(px_backend_options){.threads = 1}, &p.be, &err));

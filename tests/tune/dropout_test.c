@@ -36,7 +36,7 @@ static int tear_down(void **state) {
 static px_tune *open_tune(int reparam, float dropout) {
   px_error err = {0};
   px_tune *t;
-  px_tune_spec spec = {.prefix_tokens = TOKENS, .reparam_hidden = reparam, .dropout = dropout};
+  px_tune_spec spec = {.parts = {{.size = TOKENS, .reparam_hidden = reparam, .dropout = dropout}}, .part_count = 1};
   ASSERT_OK(px_tune_open(model, be, NULL, &spec, 17, &t, &err));
   return t;
 }

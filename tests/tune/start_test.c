@@ -273,7 +273,7 @@ static void a_token_outside_the_vocabulary_is_refused(void **state) {
   ASSERT_OK(px_dir_make(folder, &err));
   tiny_model_write(folder, (tiny_model){1, 16, 2, 1, 8, 16, BYTE_BOS, 64}, 1);
   ASSERT_OK(px_model_open(folder, &(px_model_options){.dtype = PX_F32, .threads = 1}, &small, &err));
-  px_tune_spec spec = {.init = PX_INIT_TEXT, .init_value = (char[]){"x"}};
+  px_tune_spec spec = {.parts = {{.init = PX_INIT_TEXT, .init_value = (char[]){"x"}}}, .part_count = 1};
   ASSERT_FAILS(px_tune_open(small, be, with_begin, &spec, 0, &t, &err), PX_INVALID,
                "the initial text has a token with id 256, outside the model's vocabulary of 256 tokens");
   ASSERT_OK(px_tune_open(small, be, plain, &spec, 0, &t, &err));
