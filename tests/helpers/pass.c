@@ -153,6 +153,8 @@ static void begin(const px_model *model, px_backend *be, const pass_rows *rows, 
                              .segment_rows = segment_rows * (hooks ? hooks->adapters : 0),
                              .logit_rows = LOGIT_ROWS,
                              .backward = backward};
+  if (hooks) request.attached = hooks->attached;
+  if (hooks) request.keep_from = hooks->reach.layer;
   ASSERT_OK(px_buffers_open(px_model_config(model), be, &request, &p->buffers, &err));
   p->stack = (px_stack){
       .be = be, .config = px_model_config(model), .weights = &model->weights, .hooks = hooks, .buffers = &p->buffers};
