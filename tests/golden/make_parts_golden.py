@@ -93,7 +93,7 @@ def save_part(case, folder, target, config):
                 continue
             noise = rng(SEED, f"{case}/{target.name}/{key}").standard_normal(tuple(value.shape))
             around_one = "ia3_l" in key or ("ln_tuning" in key and key.endswith("weight"))
-            value.copy_(torch.from_numpy(1 + 0.3 * noise if around_one else (0.8 if prompt_like else 0.4) * noise))
+            value.copy_(torch.from_numpy(1 + 0.3 * noise if around_one else (0.8 if prompt_like else 0.2) * noise))
     peft_model.save_pretrained(target)
     (target / "README.md").unlink()
     path = target / "adapter_config.json"
