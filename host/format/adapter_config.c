@@ -8,7 +8,7 @@
 #include "format/adapter_internal.h"
 
 /* Above any real size, and small enough that products of three fit int64. */
-enum { SIZE_LIMIT = 1 << 20, NAMES_LIMIT = 1 << 16 };
+enum { SIZE_LIMIT = 1 << 20, NAMES_LIMIT = 1 << 14 };
 
 /* Per kind, the fields that pfx obeys or that cannot change a result. */
 #define EVERY_FIELD                                                                                          \

@@ -34,6 +34,8 @@ px_status px_part_tensors_read(const px_tensor_list *list, const char *file, px_
 char *px_part_tensor_name(const px_part_tensor *t, px_part_kind kind, px_arena *arena);
 /* Holds the tensors against the config and each other, `refusal` being the status of what it finds. */
 px_status px_part_check(const px_adapter_part *part, const char *file, px_status refusal, px_error *err);
+/* PFX_PREFIX_LAYERS: zeros in the layers that have no prefix. */
+px_status px_part_check_layers(const px_adapter_part *part, const char *file, px_status refusal, px_error *err);
 
 /* Appends what stands in the part's JSON file. */
 px_status px_part_config_make(const char *path, const px_adapter_part *part, px_buf *out, px_error *err);

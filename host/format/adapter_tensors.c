@@ -173,7 +173,7 @@ px_status px_part_tensors_read(const px_tensor_list *list, const char *file, px_
     PX_TRY(read_values(&list->items[i], arena, &tensors[i], err));
   }
   part->dtype = list->items[0].dtype; /* there is one: checked */
-  return PX_OK;
+  return px_part_check_layers(part, file, PX_BAD_FILE, err);
 }
 
 /* --- what must hold --- */
@@ -194,6 +194,35 @@ static px_status check_prompt_like(const px_adapter_part *part, const char *file
   return PX_OK;
 }
 
+/* Whether the module has a tensor of this role too: in a file, which is sorted by name, it is a neighbour. */
+static bool has_partner(const px_adapter_part *part, const px_part_tensor *t, const char *role) {
+  for (int i = -1; i <= 1; i += 2) {
+    if (t + i < part->tensors || t + i >= part->tensors + part->tensor_count) continue;
+    if (strcmp(t[i].role, role) == 0 && strcmp(t[i].module, t->module) == 0) return true;
+  }
+  return px_part_find(part, t->module, role) != NULL;
+}
+
+px_status px_part_check_layers(const px_adapter_part *part, const char *file, px_status refusal, px_error *err) {
+  const px_adapter_config *c = &part->config;
+  if (part->kind != PX_PART_PREFIX || c->chosen_count == 0) return PX_OK;
+  const float *row = part->tensors[0].values;
+  for (int64_t p = 0; p < c->virtual_tokens; p++) {
+    size_t next = 0;
+    for (int64_t l = 0; l < c->layers; l++, row += 2 * c->token_dim) {
+      if (next < c->chosen_count && c->chosen_layers[next] == l) {
+        next++;
+        continue;
+      }
+      for (int64_t i = 0; i < 2 * c->token_dim; i++)
+        if (row[i] != 0)
+          return px_fail(err, refusal,
+                         "%s: tensor \"prompt_embeddings\" is not zero in layer %" PRId64 ", which \"layers\" leaves out", file, l);
+    }
+  }
+  return PX_OK;
+}
+
 /* Every A has its B, both of the rank that the configuration says. */
 static px_status check_lora(const px_adapter_part *part, const px_part_tensor *t, const char *name, const char *file,
                             px_status refusal, px_error *err) {
@@ -202,7 +231,7 @@ static px_status check_lora(const px_adapter_part *part, const px_part_tensor *t
   if (t->shape[is_a ? 0 : 1] != rank || t->shape[is_a ? 1 : 0] < 1)
     return px_fail(err, refusal, "%s: tensor \"%s\" has shape [%" PRId64 ", %" PRId64 "]; with r %" PRId64 " it must be [%s]",
                    file, name, t->shape[0], t->shape[1], rank, is_a ? "r, in" : "out, r");
-  if (!px_part_find(part, t->module, is_a ? "lora_B" : "lora_A"))
+  if (!has_partner(part, t, is_a ? "lora_B" : "lora_A"))
     return px_fail(err, refusal, "%s: tensor \"%s\" is there, but no %s of that module; the adapter is incomplete, get it again",
                    file, name, is_a ? "lora_B" : "lora_A");
   return PX_OK;
@@ -231,7 +260,7 @@ static px_status check_one(const px_adapter_part *part, const px_part_tensor *t,
     return px_fail(err, refusal, "%s: tensor \"%s\" is of a module that target_modules does not name", file, name);
   if (part->kind == PX_PART_LORA) return check_lora(part, t, name, file, refusal, err);
   if (part->kind == PX_PART_IA3) return check_ia3(part, t, name, file, refusal, err);
-  if (part->kind == PX_PART_NORM && strcmp(t->role, "bias") == 0 && !px_part_find(part, t->module, "weight"))
+  if (part->kind == PX_PART_NORM && strcmp(t->role, "bias") == 0 && !has_partner(part, t, "weight"))
     return px_fail(err, refusal, "%s: tensor \"%s\" is there, but no weight of that norm; the adapter is incomplete, get it again",
                    file, name);
   return PX_OK;

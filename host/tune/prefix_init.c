@@ -114,7 +114,8 @@ static px_status from_adapter(const px_model *model, const px_tokenizer *tok, co
   px_adapter *adapter = NULL;
   px_fit fit;
   PX_TRY(px_adapter_open(spec->init_value, &adapter, err));
-  px_status status = px_adapter_fits(adapter, model, tok, spec->force, &fit, NULL, err);
+  px_status status = px_adapter_must_be_prefix(adapter, err);
+  if (status == PX_OK) status = px_adapter_fits(adapter, model, tok, spec->force, &fit, NULL, err);
   if (status == PX_OK && spec->prefix_tokens && spec->prefix_tokens != adapter->tokens)
     status = px_fail(err, PX_INVALID, "prefix:%d does not fit its initial adapter %s, which has %d virtual tokens",
                      spec->prefix_tokens, spec->init_value, adapter->tokens);
