@@ -24,12 +24,15 @@ void pfx_adapter_close(pfx_adapter *adapter) {
 
 void pfx_adapter_info_get(const pfx_adapter *adapter, pfx_adapter_info *info) {
   const px_adapter *a = adapter->adapter;
-  const px_adapter_folder *f = &a->folder;
-  *info = (pfx_adapter_info){.path = a->path, .kind = f->config.peft_type, .virtual_tokens = a->tokens, .layers = (int32_t)f->config.layers,
-                             .kv_heads = (int32_t)f->config.heads, .head_dim = (int32_t)(f->config.token_dim / f->config.heads),
-                             .base_model = f->config.base_model, .base = px_meta_get(f->metadata, f->metadata_count, "pfx.base"),
-                             .arch = px_meta_get(f->metadata, f->metadata_count, "pfx.arch"),
-                             .training = px_meta_get(f->metadata, f->metadata_count, "pfx.training")};
+  const px_adapter_part *prefix = px_adapter_find(a, PX_PART_PREFIX);
+  const px_adapter_config *c = prefix ? &prefix->config : &a->parts[0].config;
+  *info = (pfx_adapter_info){.path = a->path, .kind = a->kind, .virtual_tokens = a->tokens, .base_model = c->base_model,
+                             .base = px_adapter_meta(a, "pfx.base"), .arch = px_adapter_meta(a, "pfx.arch"),
+                             .training = px_adapter_meta(a, "pfx.training")};
+  if (!prefix) return;
+  info->layers = (int32_t)c->layers;
+  info->kv_heads = (int32_t)c->heads;
+  info->head_dim = (int32_t)(c->token_dim / c->heads);
 }
 
 pfx_status pfx_adapter_check(const pfx_adapter *adapter, const pfx_model *model, const pfx_tokenizer *tokenizer, bool force, pfx_fit *fit,
@@ -54,7 +57,8 @@ pfx_status pfx_adapter_write_kv(const pfx_adapter *adapter, int32_t layer, const
   pfx_kv_target t = pfx_kv_target_init();
   if (px_api_options(&t, sizeof t, target, "pfx_kv_target", err) != PFX_OK) return PFX_INVALID;
   const px_adapter *a = adapter->adapter;
-  const px_adapter_config *c = &a->folder.config;
+  if (px_adapter_must_be_prefix(a, px_api_error(err)) != PX_OK) return PFX_INVALID;
+  const px_adapter_config *c = &a->parts[0].config;
   int64_t dim = c->token_dim / c->heads, slices = 2 * c->layers;
   px_error *e = px_api_error(err);
   if (stream) return px_api_status(px_fail(e, PX_INVALID, "stream must be NULL on the CPU"));

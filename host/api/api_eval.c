@@ -30,6 +30,7 @@ static px_status measure_loss(job *j, pfx_eval_result *result, px_error *err) {
   px_eval_result r = {0};
   px_status status = PX_OK;
   if (j->adapter) {
+    PX_TRY(px_adapter_must_be_prefix(j->adapter, err));
     status = px_prefix_open(px_model_config(j->model), j->be, j->model->dtype, j->adapter->values, j->adapter->tokens,
                             &prefix, err);
     hooks = (px_hooks){.segments = prefix.segments, .adapters = 1, .segment_rows = prefix.tokens};

@@ -68,23 +68,68 @@ static void add_tokenizer(const char *path, json_t *o) {
   px_tokenizer_close(tok);
 }
 
+/* The names of a list, joined. */
+static void set_names(json_t *o, const char *key, px_name_list names) {
+  px_buf text = {0};
+  for (size_t i = 0; i < names.count; i++) px_buf_printf(&text, "%s%s", i ? "," : "", names.items[i]);
+  if (!text.failed && names.count) set_text(o, key, text.data);
+  px_buf_free(&text);
+}
+
+static void of_part(const px_adapter_part *p, json_t *o) {
+  const px_adapter_config *c = &p->config;
+  int64_t numbers = 0;
+  for (size_t i = 0; i < p->tensor_count; i++) numbers += p->tensors[i].shape[0] * (p->tensors[i].dims == 2 ? p->tensors[i].shape[1] : 1);
+  switch (p->kind) {
+    case PX_PART_PREFIX:
+      set_int(o, "layers", c->layers);
+      if (c->chosen_count) set_int(o, "layers_with_prefix", (int64_t)c->chosen_count);
+      set_int(o, "kv_heads", c->heads);
+      set_int(o, "head_dim", c->token_dim / c->heads);
+      return;
+    case PX_PART_PROMPT:
+      set_int(o, "prompt_tokens", c->virtual_tokens);
+      set_int(o, "prompt_width", c->token_dim);
+      return;
+    case PX_PART_LORA:
+      set_int(o, "lora_rank", c->rank);
+      json_object_set_new(o, "lora_alpha", json_real(c->alpha));
+      json_object_set_new(o, "lora_rank_stabilised", json_boolean(c->rank_stabilised));
+      set_names(o, "lora_targets", c->target_modules);
+      set_int(o, "lora_numbers", numbers);
+      return;
+    case PX_PART_IA3:
+      set_names(o, "ia3_targets", c->target_modules);
+      set_int(o, "ia3_numbers", numbers);
+      return;
+    case PX_PART_NORM:
+      set_names(o, "norm_targets", c->target_modules);
+      set_int(o, "norm_numbers", numbers);
+      return;
+    case PX_PART_TOP:
+      set_int(o, "top_layers", c->top_layers);
+      set_int(o, "top_numbers", numbers);
+      return;
+    default:
+      set_int(o, p->kind == PX_PART_BIAS ? "bias_numbers" : "full_numbers", numbers);
+      return;
+  }
+}
+
 static px_status of_adapter(const char *path, json_t *o, px_error *err) {
   px_adapter *a = NULL;
   PX_TRY(px_adapter_open(path, &a, err));
-  const px_adapter_folder *f = &a->folder;
   set_text(o, "holds", "adapter");
-  set_text(o, "kind", f->config.peft_type);
-  set_int(o, "virtual_tokens", a->tokens);
-  set_int(o, "layers", f->config.layers);
-  set_int(o, "kv_heads", f->config.heads);
-  set_int(o, "head_dim", f->config.token_dim / f->config.heads);
-  set_text(o, "base_model", f->config.base_model);
+  set_text(o, "kind", a->kind);
+  if (a->tokens) set_int(o, "virtual_tokens", a->tokens);
+  for (int i = 0; i < a->part_count; i++) of_part(&a->parts[i], o);
+  set_text(o, "base_model", a->parts[0].config.base_model);
   const char *const keys[] = {"pfx.arch", "pfx.base", "pfx.tokenizer", "pfx.template", "pfx.position_mode", "pfx.window", "pfx.version", "pfx.training"};
   for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
-    const char *value = px_meta_get(f->metadata, f->metadata_count, keys[i]);
+    const char *value = px_adapter_meta(a, keys[i]);
     if (value) set_text(o, keys[i], value);
   }
-  if (!px_meta_get(f->metadata, f->metadata_count, "pfx.base")) set_text(o, "fingerprint", "none: not made by pfx, or with --no-fingerprint");
+  if (!px_adapter_meta(a, "pfx.base")) set_text(o, "fingerprint", "none: not made by pfx, or with --no-fingerprint");
   px_adapter_close(a);
   return PX_OK;
 }
@@ -180,7 +225,8 @@ static px_status look(const char *path, bool verify, px_arena *arena, json_t *o,
   if (!px_file_exists(path)) return px_fail(err, PX_BAD_FILE, "%s: no such file or folder", path);
   if (px_file_is_dir(path)) {
     if (px_file_exists(in_folder(arena, path, "run.json"))) return of_run(path, arena, o, err);
-    if (px_file_exists(in_folder(arena, path, "adapter_config.json"))) return of_adapter(path, o, err);
+    if (px_file_exists(in_folder(arena, path, "adapter_config.json")) || px_file_exists(in_folder(arena, path, "pfx.json")))
+      return of_adapter(path, o, err);
     if (px_file_exists(in_folder(arena, path, "config.json"))) {
       PX_TRY(of_model(path, verify, o, err));
       add_tokenizer(path, o);
@@ -199,7 +245,7 @@ static px_status look(const char *path, bool verify, px_arena *arena, json_t *o,
   px_status status = px_tokenizer_open(path, &tok, err);
   px_tokenizer_close(tok);
   if (status != PX_OK && px_file_is_dir(path))
-    return px_fail(err, PX_BAD_FILE, "%s holds no model (config.json), adapter (adapter_config.json), run (run.json) or tokenizer", path);
+    return px_fail(err, PX_BAD_FILE, "%s holds no model (config.json), adapter (adapter_config.json, pfx.json), run (run.json) or tokenizer", path);
   PX_TRY(status);
   set_text(o, "holds", "tokenizer");
   add_tokenizer(path, o);

@@ -4,98 +4,149 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "format/adapter_folder.h"
-#include "format/json.h"
+#include "format/adapter_internal.h"
 
-/* The version of PEFT whose files these are, key for key. */
-#define PEFT_VERSION "0.21.2"
+/* --- what can be written --- */
 
-static px_status check(const char *path, const px_adapter_config *c, const float *values, px_error *err) {
-  if (!c->peft_type || strcmp(c->peft_type, "PREFIX_TUNING") != 0)
-    return px_fail(err, PX_INVALID, "%s: an adapter of type %s cannot be written; PREFIX_TUNING can", path,
-                   c->peft_type ? c->peft_type : "null");
-  if (c->virtual_tokens < 1 || c->layers < 1 || c->heads < 1 || c->token_dim < 1 || c->token_dim % c->heads ||
-      c->hidden_size < 0)
-    return px_fail(err, PX_INVALID,
-                   "%s: a prefix of %" PRId64 " tokens for %" PRId64 " layers, %" PRId64 " heads and token_dim %" PRId64
-                   " cannot be",
-                   path, c->virtual_tokens, c->layers, c->heads, c->token_dim);
-  int64_t columns = 2 * c->layers * c->token_dim;
-  for (int64_t i = 0; i < c->virtual_tokens * columns; i++)
-    if (!isfinite(values[i]))
-      return px_fail(err, PX_NOT_FINITE,
-                     "%s: the prefix is not finite at row %" PRId64 ", column %" PRId64 "; it is not written", path,
-                     i / columns, i % columns);
+static px_status check_config(const char *path, const px_adapter_part *part, px_error *err) {
+  const px_adapter_config *c = &part->config;
+  switch (part->kind) {
+    case PX_PART_PREFIX:
+      if (c->virtual_tokens < 1 || c->layers < 1 || c->heads < 1 || c->token_dim < 1 || c->token_dim % c->heads ||
+          c->hidden_size < 0)
+        return px_fail(err, PX_INVALID,
+                       "%s: a prefix of %" PRId64 " tokens for %" PRId64 " layers, %" PRId64 " heads and token_dim %" PRId64
+                       " cannot be",
+                       path, c->virtual_tokens, c->layers, c->heads, c->token_dim);
+      if (c->frozen_tokens < 0 || c->frozen_tokens > c->virtual_tokens)
+        return px_fail(err, PX_INVALID, "%s: %" PRId64 " of %" PRId64 " tokens cannot be frozen", path, c->frozen_tokens,
+                       c->virtual_tokens);
+      for (size_t i = 0; i < c->chosen_count; i++)
+        if (c->chosen_layers[i] < (i ? c->chosen_layers[i - 1] + 1 : 0) || c->chosen_layers[i] >= c->layers)
+          return px_fail(err, PX_INVALID, "%s: the layers of a prefix must be ascending and below %" PRId64, path, c->layers);
+      if (c->chosen_count && c->frozen_tokens)
+        return px_fail(err, PX_INVALID, "%s: a prefix on chosen layers with frozen tokens has no form on disk", path);
+      return PX_OK;
+    case PX_PART_PROMPT:
+      if (c->virtual_tokens >= 1 && c->token_dim >= 1) return PX_OK;
+      return px_fail(err, PX_INVALID, "%s: a prompt of %" PRId64 " tokens and token_dim %" PRId64 " cannot be", path,
+                     c->virtual_tokens, c->token_dim);
+    case PX_PART_LORA:
+      if (c->rank >= 1 && isfinite(c->alpha) && c->dropout >= 0 && c->dropout < 1) return PX_OK;
+      return px_fail(err, PX_INVALID, "%s: LoRA of rank %" PRId64 ", alpha %g and dropout %g cannot be", path, c->rank, c->alpha,
+                     c->dropout);
+    case PX_PART_TOP:
+      if (c->top_layers >= 1) return PX_OK;
+      return px_fail(err, PX_INVALID, "%s: the last %" PRId64 " layers cannot be", path, c->top_layers);
+    default:
+      return PX_OK;
+  }
+}
+
+static px_status check_values(const char *path, const px_adapter_part *part, px_error *err) {
+  for (size_t i = 0; i < part->tensor_count; i++) {
+    const px_part_tensor *t = &part->tensors[i];
+    int64_t columns = t->dims == 2 ? t->shape[1] : 1, count = t->shape[0] * columns;
+    for (int64_t k = 0; k < count; k++) {
+      float x = t->values[k];
+      if (part->dtype == PX_F16) x = px_f16_to_f32(px_f32_to_f16(x)); /* which may overflow */
+      if (part->dtype == PX_BF16) x = px_bf16_to_f32(px_f32_to_bf16(x));
+      if (isfinite(x)) continue;
+      return px_fail(err, PX_NOT_FINITE, "%s: the %s%s%s is not finite at row %" PRId64 ", column %" PRId64 "; it is not written",
+                     path, px_part_kind_name(part->kind), *t->module ? " of " : "", t->module, k / columns, k % columns);
+    }
+  }
   return PX_OK;
 }
 
-static json_t *text_or_null(const char *text) { return text ? json_string(text) : json_null(); }
+/* --- the tensors --- */
 
-static px_status make_config(const char *path, const px_adapter_config *c, px_buf *out, px_error *err) {
-  const struct {
-    const char *key;
-    json_t *value; /* handed over to the object below */
-  } fields[] = {{"auto_mapping", json_null()},
-                {"base_model_name_or_path", text_or_null(c->base_model)},
-                {"encoder_hidden_size", c->hidden_size ? json_integer(c->hidden_size) : json_null()},
-                {"inference_mode", json_true()},
-                {"init_weights", text_or_null(c->init_weights)},
-                {"modules_to_save", json_null()},
-                {"num_attention_heads", json_integer(c->heads)},
-                {"num_layers", json_integer(c->layers)},
-                {"num_transformer_submodules", json_integer(1)},
-                {"num_virtual_tokens", json_integer(c->virtual_tokens)},
-                {"peft_type", json_string(c->peft_type)},
-                {"peft_version", json_string(PEFT_VERSION)},
-                {"prefix_projection", json_false()},
-                {"revision", text_or_null(c->revision)},
-                {"task_type", text_or_null(c->task_type)},
-                {"token_dim", json_integer(c->token_dim)}};
-  json_t *object = json_object();
-  const char *failed = NULL;
-  for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-    if (json_object_set_new(object, fields[i].key, fields[i].value) != 0) failed = fields[i].key;
-  /* The only thing that fails apart from memory is a string that is not UTF-8. */
-  px_status status = failed ? px_fail(err, PX_INVALID, "%s: field \"%s\" is not UTF-8", path, failed) : PX_OK;
-  if (status == PX_OK) status = px_json_dump(object, out, err);
-  json_decref(object);
-  return status;
+static void *stored_values(const px_part_tensor *t, px_dtype dtype, size_t count, px_arena *arena) {
+  uint16_t *halves = px_arena_alloc(arena, count, sizeof *halves);
+  for (size_t k = 0; halves && k < count; k++)
+    halves[k] = dtype == PX_F16 ? px_f32_to_f16(t->values[k]) : px_f32_to_bf16(t->values[k]);
+  return halves;
+}
+
+static px_status make_views(const char *path, const px_adapter_part *part, px_arena *arena, px_tensor_view **out,
+                            px_error *err) {
+  px_tensor_view *views = px_arena_alloc(arena, part->tensor_count, sizeof *views);
+  *out = views;
+  for (size_t i = 0; views && i < part->tensor_count; i++) {
+    const px_part_tensor *t = &part->tensors[i];
+    views[i] = (px_tensor_view){.dtype = part->dtype, .dims = t->dims, .data = t->values};
+    for (int d = 0; d < t->dims; d++) views[i].shape[d] = t->shape[d];
+    size_t count = (size_t)px_tensor_elements(&views[i]);
+    views[i].bytes = px_dtype_bytes(part->dtype, count);
+    views[i].name = px_part_tensor_name(t, part->kind, arena);
+    if (part->dtype != PX_F32) views[i].data = stored_values(t, part->dtype, count, arena);
+    if (!views[i].name || !views[i].data) views = NULL;
+  }
+  return views ? PX_OK : px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", path);
 }
 
 static int by_key(const void *a, const void *b) { return strcmp(((const px_meta *)a)->key, ((const px_meta *)b)->key); }
 
-static px_status write_model(const char *path, const px_adapter_config *c, const float *values, const px_meta *metadata,
-                             size_t metadata_count, px_error *err) {
-  px_meta *all = px_calloc(metadata_count + 1, sizeof *all);
-  if (!all) return px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", path);
-  all[0] = (px_meta){"format", "pt"};
-  if (metadata_count) memcpy(all + 1, metadata, metadata_count * sizeof *all);
-  qsort(all, metadata_count + 1, sizeof *all, by_key);
-  px_tensor_view t = {.name = "prompt_embeddings", .dtype = PX_F32, .dims = 2, .data = values};
-  t.shape[0] = c->virtual_tokens;
-  t.shape[1] = 2 * c->layers * c->token_dim;
-  t.bytes = (size_t)px_tensor_elements(&t) * sizeof *values;
-  px_status status = px_safetensors_write(path, &t, 1, all, metadata_count + 1, err);
-  free(all);
+static px_status write_model(const char *path, const px_adapter_part *part, const px_meta *metadata, size_t metadata_count,
+                             px_error *err) {
+  px_arena arena = {0};
+  px_tensor_view *views = NULL;
+  px_meta *all = px_arena_alloc(&arena, metadata_count + 1, sizeof *all);
+  px_status status = all ? make_views(path, part, &arena, &views, err)
+                         : px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", path);
+  if (status == PX_OK) {
+    all[0] = (px_meta){"format", "pt"};
+    if (metadata_count) memcpy(all + 1, metadata, metadata_count * sizeof *all);
+    qsort(all, metadata_count + 1, sizeof *all, by_key);
+    status = px_safetensors_write(path, views, part->tensor_count, all, metadata_count + 1, err);
+  }
+  px_arena_free(&arena);
   return status;
 }
 
-px_status px_adapter_folder_write(const char *path, const px_adapter_config *config, const float *values,
-                                  const px_meta *metadata, size_t metadata_count, px_error *err) {
-  PX_TRY(check(path, config, values, err));
-  px_buf json = {0}, file = {0};
-  px_status status = make_config(path, config, &json, err);
-  if (status == PX_OK) status = px_dir_make(path, err);
-  px_buf_printf(&file, "%s/adapter_model.safetensors", path);
-  if (status == PX_OK && file.failed) status = px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", path);
-  /* The config comes last: a new folder that has one is complete. */
-  if (status == PX_OK) status = write_model(file.data, config, values, metadata, metadata_count, err);
-  if (status == PX_OK) {
-    file.len = 0;
-    px_buf_printf(&file, "%s/adapter_config.json", path);
-    status = px_file_write(file.data, json.data, json.len, err);
-  }
-  px_buf_free(&json);
+/* A folder of one part has one configuration. */
+static px_status check_place(const char *path, px_part_kind kind, px_error *err) {
+  const char *other = kind >= PX_PART_BIAS ? "adapter_config.json" : "pfx.json";
+  px_buf file = {0};
+  px_buf_printf(&file, "%s/%s", path, other);
+  bool found = !file.failed && px_file_exists(file.data);
   px_buf_free(&file);
+  if (!found) return PX_OK;
+  return px_fail(err, PX_INVALID, "%s: holds %s of another adapter; write to another folder", path, other);
+}
+
+static px_status write_files(const char *path, const px_adapter_part *part, const px_buf *json, const px_meta *metadata,
+                             size_t metadata_count, px_error *err) {
+  px_buf file = {0};
+  px_buf_printf(&file, "%s/%s", path, px_adapter_model_name(part->kind));
+  px_status status = file.failed ? px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", path) : PX_OK;
+  /* The config comes last: a new folder that has one is complete. */
+  if (status == PX_OK) status = write_model(file.data, part, metadata, metadata_count, err);
+  file.len = 0;
+  px_buf_printf(&file, "%s/%s", path, px_adapter_config_name(part->kind));
+  if (status == PX_OK && file.failed) status = px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", path);
+  if (status == PX_OK) status = px_file_write(file.data, json->data, json->len, err);
+  px_buf_free(&file);
+  return status;
+}
+
+px_status px_adapter_part_write(const char *path, const px_adapter_part *part, const px_meta *metadata,
+                                size_t metadata_count, px_error *err) {
+  if ((unsigned)part->kind >= PX_PART_KINDS || (part->dtype != PX_F32 && part->dtype != PX_F16 && part->dtype != PX_BF16))
+    return px_fail(err, PX_INVALID, "%s: kind %d with tensors of type %s has no form on disk", path, (int)part->kind,
+                   px_dtype_name(part->dtype));
+  PX_TRY(check_config(path, part, err));
+  for (size_t i = 0; i < part->tensor_count; i++)
+    if (part->tensors[i].dims < 1 || part->tensors[i].dims > 2)
+      return px_fail(err, PX_INVALID, "%s: a tensor of %d dimensions has no form on disk", path, part->tensors[i].dims);
+  PX_TRY(px_part_check(part, path, PX_INVALID, err));
+  PX_TRY(px_part_check_layers(part, path, PX_INVALID, err));
+  PX_TRY(check_values(path, part, err));
+  PX_TRY(check_place(path, part->kind, err));
+  px_buf json = {0};
+  px_status status = px_part_config_make(path, part, &json, err);
+  if (status == PX_OK) status = px_dir_make(path, err);
+  if (status == PX_OK) status = write_files(path, part, &json, metadata, metadata_count, err);
+  px_buf_free(&json);
   return status;
 }

@@ -107,6 +107,7 @@ void px_generator_close(px_generator *g) {
 }
 
 px_status px_generator_add_adapter(px_generator *g, const px_adapter *adapter, int32_t *id, px_error *err) {
+  PX_TRY(px_adapter_must_be_prefix(adapter, err));
   const px_config *c = px_model_config(g->model);
   px_prefix *grown = realloc(g->prefixes, (size_t)(g->adapter_count + 1) * sizeof *grown);
   if (!grown) return px_fail(err, PX_NO_MEMORY, "no memory");

@@ -9,14 +9,23 @@
 
 /* Immutable after opening; shared between threads. */
 typedef struct px_adapter {
-  px_adapter_folder folder; /* config and metadata */
-  float *values;            /* [P, 2 * layers * token_dim] */
-  int32_t tokens;
+  px_adapter_part *parts; /* in the order of positions: a hybrid's own order */
+  int part_count;
+  const float *values;    /* the prefix part's [P, 2 * layers * token_dim]; NULL: there is no prefix part */
+  int32_t tokens;         /* virtual tokens of all parts together: prefix and prompt */
+  px_adapter_folder folder; /* owns the parts */
+  const char *kind;       /* "PREFIX_TUNING"; of a hybrid "PREFIX_TUNING+LORA" */
   char *path;
 } px_adapter;
 
 px_status px_adapter_open(const char *path, px_adapter **out, px_error *err);
 void px_adapter_close(px_adapter *adapter);
+/* NULL when it has no such part. */
+const px_adapter_part *px_adapter_find(const px_adapter *adapter, px_part_kind kind);
+/* PX_INVALID unless the adapter is one prefix on all layers and nothing else. */
+px_status px_adapter_must_be_prefix(const px_adapter *adapter, px_error *err);
+/* A pfx.* string of the first part that has it; NULL when none does. */
+const char *px_adapter_meta(const px_adapter *adapter, const char *key);
 
 typedef enum px_fit {
   PX_FIT_VERIFIED = 0,   /* the fingerprint is this model's */
@@ -24,8 +33,9 @@ typedef enum px_fit {
   PX_FIT_FORCED = 2,     /* shapes fit, the fingerprint differs, and force was given */
 } px_fit;
 
-/* Does it fit? PX_MISMATCH says what differs, and for other weights of the same shape by how much (relative L2 of the
- * samples) with a likely cause. `tok` may be NULL; another tokenizer or template only adds to *warning (a px_buf, may be
+/* Does every part fit? Modules must be this family's and shapes right, parts of different bases are a mismatch with force
+ * too. PX_MISMATCH says what differs, and for other weights of the same shape by how much (relative L2 of the
+ * samples) with a likely cause. The fit is the worst of the parts'. `tok` may be NULL; another tokenizer or template only adds to *warning (a px_buf, may be
  * NULL). A shape that does not fit is a mismatch with force too. */
 px_status px_adapter_fits(const px_adapter *adapter, const px_model *model, const px_tokenizer *tok, bool force, px_fit *fit,
                           px_buf *warning, px_error *err);

@@ -70,7 +70,7 @@ px_status px_part_text_ids(px_part *part, const px_part_start *start, px_ids *id
   if (status == PX_OK && text.len) status = px_tokenizer_encode(tok, text.data, text.len, 0, ids, err);
   px_buf_free(&text);
   if (status == PX_OK && ids->len == 0) status = px_fail(err, PX_INVALID, "the initial text is empty");
-  const char *name = px_part_name(spec->kind);
+  const char *name = px_part_kind_name(spec->kind);
   if (status == PX_OK && spec->size && (size_t)spec->size != ids->len)
     status = px_fail(
         err, PX_INVALID,
@@ -87,7 +87,7 @@ px_status px_part_text_ids(px_part *part, const px_part_start *start, px_ids *id
 
 px_status px_part_row_ids(px_part *part, const px_part_start *start, px_ids *ids, px_error *err) {
   int32_t tokens = part->spec->size;
-  if (tokens < 1 || start->spec->data_tokens < 1) return px_fail(err, PX_INVALID, "--init data needs rows and %s:N", px_part_name(part->spec->kind));
+  if (tokens < 1 || start->spec->data_tokens < 1) return px_fail(err, PX_INVALID, "--init data needs rows and %s:N", px_part_kind_name(part->spec->kind));
   for (int32_t i = 0; i < tokens; i++) PX_TRY(px_ids_push(ids, start->spec->data_ids[i % start->spec->data_tokens], err));
   return PX_OK;
 }
@@ -112,7 +112,8 @@ static px_status from_adapter(px_part *part, const px_part_start *start, float *
   px_adapter *adapter = NULL;
   px_fit fit;
   PX_TRY(px_adapter_open(spec->init_value, &adapter, err));
-  px_status status = px_adapter_fits(adapter, part->tune->model, start->tok, start->spec->force, &fit, NULL, err);
+  px_status status = px_adapter_must_be_prefix(adapter, err);
+  if (status == PX_OK) status = px_adapter_fits(adapter, part->tune->model, start->tok, start->spec->force, &fit, NULL, err);
   if (status == PX_OK && spec->size && spec->size != adapter->tokens)
     status = px_fail(err, PX_INVALID, "prefix:%d does not fit its initial adapter %s, which has %d virtual tokens",
                      spec->size, spec->init_value, adapter->tokens);

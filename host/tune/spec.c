@@ -21,8 +21,6 @@ static const struct {
     [PX_PART_FULL] = {"full", NULL, "", 5e-5},
 };
 
-const char *px_part_name(px_part_kind kind) { return kinds[kind].name; }
-
 double px_part_usual_lr(const px_part_spec *part) { return part->reparam_hidden ? 1e-3 : kinds[part->kind].lr; }
 
 static px_status whole(const char *part, const char *key, const char *text, long min, long max, int32_t *out,

@@ -3,13 +3,7 @@
 #ifndef PX_TUNE_SPEC_H
 #define PX_TUNE_SPEC_H
 
-#include "core/error.h"
-#include "core/memory.h"
-#include "core/types.h"
-
-typedef enum px_part_kind {
-  PX_PART_PREFIX = 0, PX_PART_PROMPT, PX_PART_LORA, PX_PART_IA3, PX_PART_NORM, PX_PART_BIAS, PX_PART_TOP, PX_PART_FULL, PX_PART_KINDS
-} px_part_kind;
+#include "format/adapter_folder.h"
 
 typedef enum px_init { PX_INIT_RANDOM = 0, PX_INIT_ZERO, PX_INIT_TEXT, PX_INIT_ADAPTER, PX_INIT_DATA, PX_INIT_VOCAB } px_init;
 
@@ -55,7 +49,6 @@ px_part_spec *px_tune_part(const px_tune_spec *spec, px_part_kind kind);
 bool px_tune_reads_rows(const px_tune_spec *spec);
 /* Virtual tokens as far as the spec says them. */
 int32_t px_tune_spec_tokens(const px_tune_spec *spec);
-const char *px_part_name(px_part_kind kind); /* "prefix" */
 double px_part_usual_lr(const px_part_spec *part);
 
 #endif

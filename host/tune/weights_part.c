@@ -210,7 +210,7 @@ static px_status weights_measure(px_part *part, const px_part_start *start, px_e
   if (part->grad_count > 0) return PX_OK;
   bool covered = part->spec->kind == PX_PART_BIAS && (t->config->qkv_bias || holds_attention_bias(t->config));
   return px_fail(err, PX_INVALID, covered ? "%s: another part trains all that it names" : "%s: a model of the family %s has none, and transformers has no place for any",
-                 px_part_name(part->spec->kind), t->config->family);
+                 px_part_kind_name(part->spec->kind), t->config->family);
 }
 
 /* How far down the gradient of a tensor lies. */

@@ -282,7 +282,8 @@ def make_adapter_configs():
     adapter("config_empty", "CONFIG: line 1, column 0: unexpected token near end of file", config=b"")
     adapter("type_missing", 'CONFIG: field "peft_type" is missing; is it an adapter of PEFT?', peft_type="left out")
     adapter("type_is_number", 'CONFIG: field "peft_type" must be a string', peft_type=7)
-    adapter("type_lora", 'CONFIG: field "peft_type" is "LORA"; pfx reads PREFIX_TUNING and CARTRIDGE', peft_type="LORA")
+    adapter("type_loha", 'CONFIG: field "peft_type" is "LOHA"; pfx reads PREFIX_TUNING, CARTRIDGE, PROMPT_TUNING, P_TUNING, '
+            "LORA, IA3 and LN_TUNING", peft_type="LOHA")
     adapter("task_seq_2_seq", 'CONFIG: field "task_type" is "SEQ_2_SEQ_LM"; pfx reads CAUSAL_LM', task_type="SEQ_2_SEQ_LM")
     adapter("two_submodules", 'CONFIG: field "num_transformer_submodules" is 2; pfx reads 1: a prefix for an '
             "encoder-decoder model does not fit its models", num_transformer_submodules=2)

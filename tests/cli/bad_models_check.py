@@ -39,7 +39,7 @@ class BadModels(command.CommandTest):
         os.mkdir("model")
         self.unusable("model has no config.json: it is no model folder")
         self.refused(["inspect", "model"], 3,
-                     "model holds no model (config.json), adapter (adapter_config.json), run (run.json) or tokenizer")
+                     "model holds no model (config.json), adapter (adapter_config.json, pfx.json), run (run.json) or tokenizer")
 
     def test_folder_without_weights(self):
         copy_model("llama_f16")

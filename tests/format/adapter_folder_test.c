@@ -75,6 +75,14 @@ static const char peft_header[] =
     "{\"__metadata__\":{\"format\":\"pt\"},\"prompt_embeddings\":{\"dtype\":\"F32\",\"shape\":[3,64],"
     "\"data_offsets\":[0,768]}}      ";
 
+static px_status write_prefix(const char *path, const px_adapter_config *c, const float *values, const px_meta *meta, size_t count) {
+  px_part_tensor t = {.module = "", .role = "prompt_embeddings", .dims = 2, .values = values};
+  t.shape[0] = c->virtual_tokens;
+  t.shape[1] = 2 * c->layers * c->token_dim;
+  px_adapter_part part = {.kind = PX_PART_PREFIX, .config = *c, .tensors = &t, .tensor_count = 1};
+  return px_adapter_part_write(path, &part, meta, count, &err);
+}
+
 static void writes_what_peft_writes(void **state) {
   (void)state;
   char file[sizeof peft_header - 1 + 768];
@@ -83,7 +91,7 @@ static void writes_what_peft_writes(void **state) {
   memcpy(file, peft_header, sizeof peft_header - 1);
   memcpy(file + sizeof peft_header - 1, values, 768);
   px_adapter_config c = small();
-  ASSERT_OK(px_adapter_folder_write("new/deep/a", &c, values, NULL, 0, &err));
+  ASSERT_OK(write_prefix("new/deep/a", &c, values, NULL, 0));
   file_is("new/deep/a/adapter_config.json", peft_config, sizeof peft_config - 1);
   file_is("new/deep/a/adapter_model.safetensors", file, sizeof file);
 }
@@ -97,27 +105,31 @@ static void reads_back_what_it_wrote(void **state) {
   c.init_weights = "zero";
   c.hidden_size = 0;
   const px_meta meta[] = {{"pfx.base", "2\n"}, {"pfx.arch", "1"}};
-  ASSERT_OK(px_adapter_folder_write("b/default", &c, values, meta, 2, &err));
+  ASSERT_OK(write_prefix("b/default", &c, values, meta, 2));
   px_adapter_folder f;
   ASSERT_OK(px_adapter_folder_open("b", &f, &err)); /* finds the only sub-folder */
-  assert_string_equal(f.config.peft_type, "PREFIX_TUNING");
-  assert_string_equal(f.config.base_model, c.base_model);
-  assert_string_equal(f.config.revision, "v1");
-  assert_string_equal(f.config.task_type, "CAUSAL_LM");
-  assert_string_equal(f.config.init_weights, "zero");
-  assert_int_equal(f.config.virtual_tokens, 3);
-  assert_int_equal(f.config.layers, 2);
-  assert_int_equal(f.config.heads, 2);
-  assert_int_equal(f.config.token_dim, 16);
-  assert_int_equal(f.config.hidden_size, 0);
-  assert_int_equal(f.config.frozen_tokens, 0);
-  assert_int_equal(f.prompt_embeddings->bytes, sizeof values);
-  assert_memory_equal(f.prompt_embeddings->data, values, sizeof values);
-  assert_int_equal(f.metadata_count, 2);
-  assert_string_equal(f.metadata[0].key, "pfx.arch");
-  assert_string_equal(px_meta_get(f.metadata, f.metadata_count, "pfx.base"), "2\n");
+  assert_int_equal(f.count, 1);
+  const px_adapter_part *p = f.parts;
+  assert_int_equal(p->kind, PX_PART_PREFIX);
+  assert_string_equal(p->config.peft_type, "PREFIX_TUNING");
+  assert_string_equal(p->config.base_model, c.base_model);
+  assert_string_equal(p->config.revision, "v1");
+  assert_string_equal(p->config.task_type, "CAUSAL_LM");
+  assert_string_equal(p->config.init_weights, "zero");
+  assert_int_equal(p->config.virtual_tokens, 3);
+  assert_int_equal(p->config.layers, 2);
+  assert_int_equal(p->config.heads, 2);
+  assert_int_equal(p->config.token_dim, 16);
+  assert_int_equal(p->config.hidden_size, 0);
+  assert_int_equal(p->config.frozen_tokens, 0);
+  assert_int_equal(p->tensors[0].shape[0], 3);
+  assert_int_equal(p->tensors[0].shape[1], 64);
+  assert_memory_equal(p->tensors[0].values, values, sizeof values);
+  assert_int_equal(p->metadata_count, 2);
+  assert_string_equal(p->metadata[0].key, "pfx.arch");
+  assert_string_equal(px_meta_get(p->metadata, p->metadata_count, "pfx.base"), "2\n");
   px_adapter_folder_close(&f);
-  ASSERT_OK(px_adapter_folder_write("b/other", &c, values, meta, 2, &err));
+  ASSERT_OK(write_prefix("b/other", &c, values, meta, 2));
   assert_int_equal(px_adapter_folder_open("b", &f, &err), PX_BAD_FILE);
   if (strcmp(err.message, "b: holds 2 adapters (default, other); give the path of one of them") != 0)
     assert_string_equal(err.message, "b: holds 2 adapters (other, default); give the path of one of them");
@@ -139,10 +151,10 @@ static void published_sizes_come_out(void **state) {
   float *values = calloc((size_t)200 * 57344, sizeof *values);
   assert_non_null(values);
   c.virtual_tokens = 50;
-  ASSERT_OK(px_adapter_folder_write("size", &c, values, NULL, 0, &err));
+  ASSERT_OK(write_prefix("size", &c, values, NULL, 0));
   assert_int_equal(size_of("size/adapter_model.safetensors"), 11468928);
   c.virtual_tokens = 200;
-  ASSERT_OK(px_adapter_folder_write("size", &c, values, NULL, 0, &err));
+  ASSERT_OK(write_prefix("size", &c, values, NULL, 0));
   assert_int_equal(size_of("size/adapter_model.safetensors"), 45875328);
   const px_meta format = {"format", "pt"};
   px_tensor_view t = {.name = "prompt_embeddings", .dtype = PX_F32, .dims = 2, .shape = {200, 3072}, .data = values};
@@ -185,10 +197,10 @@ static void other_versions_and_types_are_read(void **state) {
       "\"rate\": 0.0, \"text\": \"\", \"object\": {}, \"none\": null, \"auto_mapping\": {\"a\": 1}",
       "F16", halves, sizeof halves);
   ASSERT_OK(px_adapter_folder_open("v", &f, &err));
-  assert_int_equal(f.prompt_embeddings->dtype, PX_F16);
-  assert_string_equal(f.config.task_type, "CAUSAL_LM");
-  assert_null(f.config.base_model);
-  assert_int_equal(f.metadata_count, 0);
+  assert_int_equal(f.parts[0].dtype, PX_F16);
+  assert_string_equal(f.parts[0].config.task_type, "CAUSAL_LM");
+  assert_null(f.parts[0].config.base_model);
+  assert_int_equal(f.parts[0].metadata_count, 0);
   px_adapter_folder_close(&f);
   static const char *const set[] = {", \"use_x\": true", ", \"use_x\": 1", ", \"use_x\": 0.5", ", \"use_x\": \"a\"",
                                     ", \"use_x\": [0]"};
@@ -227,7 +239,7 @@ static void what_is_not_finite_is_refused(void **state) {
   px_adapter_config c = small();
   float prefix[192] = {0};
   prefix[65] = NAN;
-  ASSERT_FAILS(px_adapter_folder_write("nan", &c, prefix, NULL, 0, &err), PX_NOT_FINITE,
+  ASSERT_FAILS(write_prefix("nan", &c, prefix, NULL, 0), PX_NOT_FINITE,
                "nan: the prefix is not finite at row 1, column 1; it is not written");
   assert_false(px_file_exists("nan"));
 }
@@ -237,15 +249,15 @@ static void what_cannot_be_written_is_refused(void **state) {
   px_adapter_config c = small();
   float prefix[192] = {0};
   c.peft_type = "CARTRIDGE";
-  ASSERT_FAILS(px_adapter_folder_write("no", &c, prefix, NULL, 0, &err), PX_INVALID,
-               "no: an adapter of type CARTRIDGE cannot be written; PREFIX_TUNING can");
+  c.frozen_tokens = 4;
+  ASSERT_FAILS(write_prefix("no", &c, prefix, NULL, 0), PX_INVALID, "no: 4 of 3 tokens cannot be frozen");
   c = small();
   c.heads = 3;
-  ASSERT_FAILS(px_adapter_folder_write("no", &c, prefix, NULL, 0, &err), PX_INVALID,
+  ASSERT_FAILS(write_prefix("no", &c, prefix, NULL, 0), PX_INVALID,
                "no: a prefix of 3 tokens for 2 layers, 3 heads and token_dim 16 cannot be");
   c = small();
   c.revision = "\xff";
-  ASSERT_FAILS(px_adapter_folder_write("no", &c, prefix, NULL, 0, &err), PX_INVALID,
+  ASSERT_FAILS(write_prefix("no", &c, prefix, NULL, 0), PX_INVALID,
                "no: field \"revision\" is not UTF-8");
   assert_false(px_file_exists("no"));
 }
@@ -277,8 +289,8 @@ static void same_bytes(const char *folder, const char *name) {
 static void rewrite(const char *folder) {
   px_adapter_folder f;
   ASSERT_OK(px_adapter_folder_open(folder, &f, &err));
-  assert_int_equal(f.prompt_embeddings->dtype, PX_F32);
-  ASSERT_OK(px_adapter_folder_write("rewritten", &f.config, f.prompt_embeddings->data, NULL, 0, &err));
+  assert_int_equal(f.parts[0].dtype, PX_F32);
+  ASSERT_OK(px_adapter_part_write("rewritten", f.parts, NULL, 0, &err));
   px_adapter_folder_close(&f);
   same_bytes(folder, "adapter_config.json");
   same_bytes(folder, "adapter_model.safetensors");
@@ -315,10 +327,10 @@ static void golden_adapters_of_every_kind_are_read(void **state) {
     snprintf(path, sizeof path, "%s/llama_tied/%s", golden, cases[i].folder);
     px_adapter_folder f;
     ASSERT_OK(px_adapter_folder_open(path, &f, &err));
-    assert_string_equal(f.config.peft_type, cases[i].type);
-    assert_int_equal(f.prompt_embeddings->dtype, cases[i].dtype);
-    assert_int_equal(f.config.virtual_tokens, cases[i].tokens);
-    assert_int_equal(f.config.frozen_tokens, cases[i].frozen);
+    assert_string_equal(f.parts[0].config.peft_type, cases[i].type);
+    assert_int_equal(f.parts[0].dtype, cases[i].dtype);
+    assert_int_equal(f.parts[0].config.virtual_tokens, cases[i].tokens);
+    assert_int_equal(f.parts[0].config.frozen_tokens, cases[i].frozen);
     px_adapter_folder_close(&f);
   }
 }

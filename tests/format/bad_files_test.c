@@ -29,7 +29,7 @@ static void is_refused(void **state) {
   } else if (strncmp(path, "adapter/", 8) == 0) {
     px_adapter_folder f;
     ASSERT_FAILS(px_adapter_folder_open(path, &f, &err), PX_BAD_FILE, message);
-    assert_null(f.tensors.arena.last);
+    assert_null(f.arena.last);
   } else {
     fail_msg("nothing opens %s", path);
   }

@@ -43,7 +43,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   px_error err = {0};
   px_status status = px_adapter_folder_open(folder, &f, &err);
   if (status != PX_OK) {
-    if (status != PX_BAD_FILE || !err.message[0] || strchr(err.message, '\n') || f.tensors.arena.last) abort();
+    if (status != PX_BAD_FILE || !err.message[0] || strchr(err.message, '\n') || f.arena.last) abort();
     return 0;
   }
   const px_adapter_config *c = &f.config;

@@ -47,7 +47,7 @@ static px_adapter *open_adapter(const char *dir) {
   return a;
 }
 
-static int64_t floats_of(const px_adapter *a) { return px_tensor_elements(a->folder.prompt_embeddings); }
+static int64_t floats_of(const px_adapter *a) { return a->parts[0].tensors[0].shape[0] * a->parts[0].tensors[0].shape[1]; }
 
 static double distance(const px_adapter *a, const px_adapter *b) {
   double difference = 0, norm = 0;

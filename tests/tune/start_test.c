@@ -343,9 +343,9 @@ static void an_adapter_survives_reading_and_writing(void **state) {
     ASSERT_OK(px_adapter_open(paths[0], &a, &err));
     assert_int_equal(a->tokens, 4);
     assert_true(same(a->values, values, 4));
-    assert_true((a->folder.metadata_count > 0) == fingerprint);
-    ASSERT_OK(px_adapter_write(paths[1], model, a->folder.config.base_model, a->values, a->tokens, a->folder.metadata,
-                               a->folder.metadata_count, &err));
+    assert_true((a->parts[0].metadata_count > 0) == fingerprint);
+    ASSERT_OK(px_adapter_write(paths[1], model, a->parts[0].config.base_model, a->values, a->tokens, a->parts[0].metadata,
+                               a->parts[0].metadata_count, &err));
     px_adapter_close(a);
     px_buf x = bytes_of(paths[0]), y = bytes_of(paths[1]);
     assert_int_equal(x.len, y.len);
