@@ -74,6 +74,8 @@ typedef struct px_adapter_part {
   const char *file; /* as read: the tensors' file, for messages */
 } px_adapter_part;
 
+/* A tensor's name in its file; arena memory, NULL: none left. */
+char *px_part_tensor_name(const px_part_tensor *tensor, px_part_kind kind, px_arena *arena);
 /* NULL when absent. */
 const px_part_tensor *px_part_find(const px_adapter_part *part, const char *module, const char *role);
 /* Whether a name of the list is `module` or its end behind a dot: PEFT's rule. */

@@ -30,8 +30,6 @@ px_status px_adapter_format_check(const json_t *object, const char *name, px_err
  * finite are checked, and then px_part_check. */
 px_status px_part_tensors_read(const px_tensor_list *list, const char *file, px_arena *arena, px_adapter_part *part,
                                px_error *err);
-/* A tensor's name in its file; arena memory, NULL: none left. */
-char *px_part_tensor_name(const px_part_tensor *t, px_part_kind kind, px_arena *arena);
 /* Holds the tensors against the config and each other, `refusal` being the status of what it finds. */
 px_status px_part_check(const px_adapter_part *part, const char *file, px_status refusal, px_error *err);
 /* PFX_PREFIX_LAYERS: zeros in the layers that have no prefix. */

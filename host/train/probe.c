@@ -89,31 +89,41 @@ static px_tensor_view view(const char *name, px_dtype dtype, int64_t rows, int64
   return v;
 }
 
-static float *mean_of(float *sums, int64_t count, double labels) {
-  for (int64_t i = 0; i < count; i++) sums[i] = (float)((double)sums[i] / labels);
-  return sums;
+static float *mean_of(const float *sums, int64_t count, double labels) {
+  float *mean = (float *)(uintptr_t)sums; /* the arena's, ours */
+  for (int64_t i = 0; i < count; i++) mean[i] = (float)((double)sums[i] / labels);
+  return mean;
 }
 
-/* Of the mean loss: a prefix in PEFT's order, "grad.prompt_embeddings"; all else as it is trained, "grad.<name>". */
+static const char *gradient_name(probe *p, const px_tune *tune, int part, const px_part_tensor *t) {
+  px_part_kind kind = tune->spec.parts[part].kind;
+  const char *name = px_part_tensor_name(t, kind, &p->arena);
+  if (!name) return NULL;
+  return tune->part_count > 1 ? px_arena_printf(&p->arena, "grad.%s.%s", px_part_kind_name(kind), name) : px_arena_printf(&p->arena, "grad.%s", name);
+}
+
+/* Of the mean loss, named as tensors are in the adapter's files: "grad.prompt_embeddings"; of several parts
+ * "grad.lora.base_model....". */
 static px_status gradients(probe *p, px_tune *tune, double labels, px_tensor_view *views, size_t *count, px_error *err) {
   const px_config *c = px_model_config(p->model);
   int64_t cols = 2 * (int64_t)c->layers * c->kv_heads * c->head_dim;
   int32_t tokens = px_tune_prefix_tokens(tune);
+  px_tune_end_step(tune, 0, NULL);
   if (tokens) {
     float *grad = px_arena_alloc(&p->arena, (size_t)(tokens * cols), sizeof *grad);
     if (!grad) return px_fail(err, PX_NO_MEMORY, "no memory");
     PX_TRY(px_tune_export_grad(tune, grad, err));
-    views[(*count)++] = view("grad.prompt_embeddings", PX_F32, tokens, cols, mean_of(grad, tokens * cols, labels));
+    views[(*count)++] = view(tune->part_count > 1 ? "grad.prefix.prompt_embeddings" : "grad.prompt_embeddings", PX_F32, tokens, cols,
+                             mean_of(grad, tokens * cols, labels));
   }
-  px_tune_end_step(tune, 0, NULL);
   for (int i = 0; i < tune->param_count; i++) {
     const px_param *q = &tune->params[i];
-    if (strncmp(q->name, "prefix.", 7) == 0 || strncmp(q->name, "reparam.", 8) == 0) continue;
-    float *grad = px_arena_alloc(&p->arena, (size_t)q->count, sizeof *grad);
-    const char *name = px_arena_printf(&p->arena, "grad.%s", q->name);
-    if (!grad || !name) return px_fail(err, PX_NO_MEMORY, "no memory");
-    px_backend_read(p->be, grad, q->grad, (size_t)q->count * sizeof *grad);
-    views[(*count)++] = view(name, PX_F32, q->shape[0], q->dims == 2 ? q->shape[1] : 0, mean_of(grad, q->count, labels));
+    px_part_tensor t;
+    if (!q->role) continue;
+    PX_TRY(px_tune_read(tune, q, true, &p->arena, &t, err));
+    const char *name = gradient_name(p, tune, q->part, &t);
+    if (!name) return px_fail(err, PX_NO_MEMORY, "no memory");
+    views[(*count)++] = view(name, PX_F32, t.shape[0], t.dims == 2 ? t.shape[1] : 0, mean_of(t.values, q->count, labels));
   }
   return px_backend_status(p->be, err);
 }
@@ -144,18 +154,12 @@ static px_status write_probe(probe *p, const px_rows *rows, px_tune *tune, const
   return px_safetensors_write(path, all, count, meta, 1, err);
 }
 
-/* An adapter becomes a tune part that starts there, so that both go one way. The caller has checked that it fits. */
-static px_status open_part(const px_model *model, px_backend *be, const px_adapter *adapter, px_tune **out, px_error *err) {
-  px_tune_spec spec = {.parts = {{.kind = PX_PART_PREFIX, .init = PX_INIT_ADAPTER, .init_value = (char *)(uintptr_t)adapter->path}}, .part_count = 1, .force = true};
-  return px_tune_open(model, be, NULL, &spec, 0, out, err);
-}
-
 px_status px_probe(const px_model *model, px_backend *be, const px_rows *rows, const px_adapter *adapter, px_tune *tune,
                    const char *out_path, px_error *err) {
   probe p = {.model = model, .be = be};
   px_tune *part = tune;
   uint64_t batch_count = 0;
-  px_status status = adapter ? open_part(model, be, adapter, &part, err) : PX_OK;
+  px_status status = adapter ? px_tune_open_adapter(model, be, adapter, true, &part, err) : PX_OK;
   int32_t prefix_tokens = part ? part->tokens : 0;
   if (status == PX_OK && rows->offsets[rows->count] > INT32_MAX) status = px_fail(err, PX_INVALID, "too many tokens to probe");
   if (status == PX_OK) status = open_probe(&p, rows, part ? &part->hooks : NULL, prefix_tokens, &batch_count, err);

@@ -76,16 +76,17 @@ static px_status open_layer(px_part *part, low_rank_part *p, int layer, int64_t 
       for (int k = 0; k < 2; k++) {
         int64_t from = k ? b_at : a_at;
         px_param q = {.name = module ? px_arena_printf(&t->arena, "lora.%s.%c", module, k ? 'B' : 'A') : NULL, .dims = 2,
-                      .shape = {k ? whole_out(c, (px_site)s) : r, k ? r : in}, .value = p->memory + from, .grad = part->grads + from,
-                      .m = p->memory + all + from, .v = p->memory + 2 * all + from, .weight_decay = t->spec.weight_decay};
+                      .shape = {k ? whole_out(c, (px_site)s) : r, k ? r : in}, .weight_decay = t->spec.weight_decay, .module = module,
+                      .role = k ? "lora_B" : "lora_A"};
+        px_part_places(part, p->memory, all, from, &q);
         if (!q.name) return px_fail(err, PX_NO_MEMORY, "no memory");
         PX_TRY(px_part_add(part, &q, err));
       }
       PX_TRY(fill(part, p->memory + a_at, r * in, in, seed, index, err));
     }
     px_lora_matrix *a = &host[2 * (layer * PX_SITES + s)];
-    a[0] = (px_lora_matrix){.w = p->memory + a_at, .dw = part->grads + a_at, .in = (int32_t)in, .out = (int32_t)r, .scale = 1};
-    a[1] = (px_lora_matrix){.w = p->memory + b_at, .dw = part->grads + b_at, .in = (int32_t)r, .out = (int32_t)out, .scale = p->scale};
+    a[0] = (px_lora_matrix){.w = p->memory + a_at, .dw = px_part_trains(part) ? part->grads + a_at : NULL, .in = (int32_t)in, .out = (int32_t)r, .scale = 1};
+    a[1] = (px_lora_matrix){.w = p->memory + b_at, .dw = px_part_trains(part) ? part->grads + b_at : NULL, .in = (int32_t)r, .out = (int32_t)out, .scale = p->scale};
     p->list[layer * PX_SITES + s] = (px_low_rank){.a = p->matrices + (a - host), .b = p->matrices + (a + 1 - host), .rank = (int32_t)r,
                                                   .mask = shares(c, s) ? PX_SITE_Q : s};
     if (c->hf->qkv && s <= PX_SITE_V) b_at += r * out; /* the next third */
@@ -99,7 +100,7 @@ static px_status low_rank_open(px_part *part, const px_part_start *start, px_err
   low_rank_part *p = part->own;
   size_t count = (size_t)c->layers * PX_SITES;
   px_lora_matrix *host = px_calloc(2 * count, sizeof *host);
-  p->memory = px_part_floats(part, 3 * part->grad_count, err);
+  p->memory = px_part_floats(part, px_part_kept(part, part->grad_count), err);
   p->matrices = px_backend_alloc(t->be, 2 * count * sizeof *host);
   p->list = px_arena_alloc(&t->arena, count, sizeof *p->list);
   px_status status = host && p->memory && p->matrices && p->list ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory for lora:%d", part->spec->size);
@@ -125,4 +126,13 @@ static void low_rank_close(px_part *part) {
   free(p);
 }
 
-const px_part_ops px_part_lora = {low_rank_measure, low_rank_open, low_rank_close, NULL, NULL};
+static px_status low_rank_describe(px_part *part, px_adapter_config *out, px_error *err) {
+  const low_rank_part *p = part->own;
+  px_tune *t = part->tune;
+  const px_part_spec *s = part->spec;
+  *out = (px_adapter_config){.peft_type = "LORA", .task_type = "CAUSAL_LM", .rank = s->size, .alpha = s->alpha > 0 ? (double)s->alpha : 2.0 * s->size,
+                             .dropout = (double)s->dropout, .rank_stabilised = s->rslora, .fan_in_fan_out = t->config->conv1d};
+  return px_site_names(t->config, p->sites, &t->arena, &out->target_modules, err);
+}
+
+const px_part_ops px_part_lora = {low_rank_measure, low_rank_open, low_rank_close, low_rank_describe, NULL, NULL};

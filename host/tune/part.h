@@ -20,6 +20,8 @@ typedef struct px_part_ops {
   /* Memory, initial values, params and hooks; `grads` and the tune's segments are there. */
   px_status (*open)(px_part *p, const px_part_start *start, px_error *err);
   void (*close)(px_part *p);
+  /* What its JSON says in an adapter's folder; texts in the tune's arena. NULL: no memory, and err says so. */
+  px_status (*describe)(px_part *p, px_adapter_config *out, px_error *err);
   void (*begin_step)(px_part *p, uint64_t seed, const int64_t *step); /* these two may be NULL */
   void (*end_step)(px_part *p, uint64_t seed, const int64_t *step);
 } px_part_ops;
@@ -46,12 +48,25 @@ float *px_part_floats(px_part *p, int64_t count, px_error *err);
 void px_part_write(px_part *p, float *to, const float *from, int64_t count);
 /* The backward pass has to go down to here at least. */
 void px_part_reach(px_part *p, int32_t layer, px_stop stop);
+/* Gradients and moments are there. */
+static inline bool px_part_trains(const px_part *p) { return !p->tune->spec.used; }
+/* Numbers that a part keeps for `count` trained ones: with the two moments, where it trains. */
+static inline int64_t px_part_kept(const px_part *p, int64_t count) { return px_part_trains(p) ? 3 * count : count; }
+/* The gradient's and the moments' places beside a value at memory + at, of a part that keeps `all` numbers. */
+static inline void px_part_places(const px_part *p, float *memory, int64_t all, int64_t at, px_param *q) {
+  q->value = memory + at;
+  q->grad = px_part_trains(p) ? p->grads + at : NULL;
+  q->m = px_part_trains(p) ? memory + all + at : NULL;
+  q->v = px_part_trains(p) ? memory + 2 * all + at : NULL;
+}
 /* Room after count floats so that what follows begins at 64 bytes. */
 static inline int64_t px_part_room(int64_t count) { return (count + 15) & ~(int64_t)15; }
 
 /* "q,v", "all" or the family's usual sites -> which; HF's module names count too. NULL: usual. PX_INVALID names what there is.
  * GPT-2 has q, k and v in one matrix. */
 px_status px_part_sites(const px_config *config, const char *part, const char *targets, bool sites[PX_SITES], px_error *err);
+/* The ends of module names that name the sites, in the order of sites, each once. */
+px_status px_site_names(const px_config *config, const bool sites[PX_SITES], px_arena *arena, px_name_list *out, px_error *err);
 /* The Hugging Face name of a projection's module, "model.layers.3.self_attn.q_proj", in the arena; NULL: no memory. */
 const char *px_site_module(const px_config *config, int layer, px_site site, px_arena *arena);
 /* in and out of a projection. */

@@ -21,7 +21,7 @@ static int64_t lay_out(const px_part *part, px_prefix_part *p, float *base) {
   } while (0)
   int64_t all = p->slices * p->slice, hidden = part->spec->reparam_hidden;
   TAKE(flat, all);
-  if (!alone(part)) TAKE(own_grads, all);
+  if (!alone(part) && px_part_trains(part)) TAKE(own_grads, all);
   if (part->spec->dropout > 0) TAKE(dropped, all);
   if (hidden) {
     int64_t n = p->param_floats;
@@ -34,8 +34,8 @@ static int64_t lay_out(const px_part *part, px_prefix_part *p, float *base) {
     TAKE(m, n);
     TAKE(v, n);
   } else {
-    TAKE(m, all);
-    TAKE(v, all);
+    if (px_part_trains(part)) TAKE(m, all);
+    if (px_part_trains(part)) TAKE(v, all);
   }
 #undef TAKE
   return at;
@@ -45,6 +45,7 @@ static int64_t lay_out(const px_part *part, px_prefix_part *p, float *base) {
  * Gradients stand in reverse order, as the backward pass finishes layers. */
 static px_status register_plain(px_part *part, px_prefix_part *p, px_error *err) {
   px_tune *t = part->tune;
+  if (!px_part_trains(part)) return PX_OK;
   int64_t skip = part->spec->frozen * p->width;
   for (int l = 0; l < t->config->layers; l++) {
     if (!p->layers[l]) continue;
@@ -130,6 +131,8 @@ static px_status prefix_measure(px_part *part, const px_part_start *start, px_er
   for (int l = 0; l < t->config->layers; l++) p->partial |= !p->layers[l];
   if (p->partial && part->spec->reparam_hidden)
     return px_fail(err, PX_INVALID, "layers and reparam exclude each other: the network makes a prefix for every layer");
+  if (p->partial && part->spec->frozen)
+    return px_fail(err, PX_INVALID, "layers and frozen exclude each other: PEFT's CARTRIDGE, which says what is frozen, is on every layer");
   PX_TRY(px_prefix_initial(part, start, &p->initial, err));
   if (part->spec->frozen >= part->tokens)
     return px_fail(err, PX_INVALID, "frozen=%d leaves nothing of %d virtual tokens to train", part->spec->frozen, part->tokens);
@@ -239,7 +242,23 @@ static void prefix_end_step(px_part *part, uint64_t seed, const int64_t *step) {
   if (part->spec->reparam_hidden) unflatten(part, p);
 }
 
-const px_part_ops px_part_prefix = {prefix_measure, prefix_open, prefix_close, prefix_begin_step, prefix_end_step};
+static px_status prefix_describe(px_part *part, px_adapter_config *out, px_error *err) {
+  const px_prefix_part *p = part->own;
+  px_tune *t = part->tune;
+  const px_config *c = t->config;
+  *out = (px_adapter_config){.peft_type = p->partial ? "PFX_PREFIX_LAYERS" : part->spec->frozen ? "CARTRIDGE" : "PREFIX_TUNING", .task_type = "CAUSAL_LM",
+                             .virtual_tokens = part->tokens, .layers = c->layers, .heads = c->kv_heads, .token_dim = p->width,
+                             .hidden_size = p->width, .frozen_tokens = part->spec->frozen};
+  if (!p->partial) return PX_OK;
+  int32_t *chosen = px_arena_alloc(&t->arena, (size_t)c->layers, sizeof *chosen);
+  if (!chosen) return px_fail(err, PX_NO_MEMORY, "no memory");
+  for (int l = 0; l < c->layers; l++)
+    if (p->layers[l]) chosen[out->chosen_count++] = l;
+  out->chosen_layers = chosen;
+  return PX_OK;
+}
+
+const px_part_ops px_part_prefix = {prefix_measure, prefix_open, prefix_close, prefix_describe, prefix_begin_step, prefix_end_step};
 
 /* ---- what others ask of a prefix ---- */
 
@@ -265,5 +284,7 @@ px_status px_tune_export(px_tune *t, float *values, px_error *err) {
 px_status px_tune_export_grad(px_tune *t, float *values, px_error *err) {
   px_part *part = prefix_of(t);
   if (!part) return px_fail(err, PX_INVALID, "there is no prefix among the parts");
-  return px_prefix_to_peft(part, t->segment_grads, t->slice, true, values, err);
+  PX_TRY(px_prefix_to_peft(part, t->segment_grads, t->slice, true, values, err));
+  memset(values, 0, (size_t)(part->spec->frozen * t->slices * t->width) * sizeof *values);
+  return PX_OK;
 }

@@ -29,6 +29,8 @@ px_status px_prefix_initial(px_part *part, const px_part_start *start, float **v
 px_status px_prefix_fill(px_part *part, const float *initial, uint64_t seed, px_error *err);
 /* Layer-major backend memory (layers in reverse order where `reversed`), slices `apart`, to PEFT's [P, 2 * layers * width]. */
 px_status px_prefix_to_peft(px_part *part, const float *source, int64_t apart, bool reversed, float *values, px_error *err);
+/* PEFT's order into the trained tensors. */
+px_status px_prefix_from_peft(px_part *part, const float *values, px_error *err);
 /* Keys (after rotary embedding) and values that the model computes for ids, layer-major float32 [layers][2][count][width]. */
 px_status px_prefix_of_text(const px_model *model, px_backend *be, const int32_t *ids, int32_t count, float *out, px_error *err);
 /* The ids of the text that a part begins from. PX_INVALID where it does not have `size` tokens (0: any). ids: px_ids_free. */

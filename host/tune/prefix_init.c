@@ -207,6 +207,19 @@ px_status px_prefix_to_peft(px_part *part, const float *source, int64_t apart, b
   return px_backend_status(part->tune->be, err);
 }
 
+px_status px_prefix_from_peft(px_part *part, const float *values, px_error *err) {
+  const px_prefix_part *p = part->own;
+  int64_t all = p->slices * p->slice;
+  float *host = px_calloc((size_t)all, sizeof *host);
+  if (!host) return px_fail(err, PX_NO_MEMORY, "no memory");
+  for (int64_t s = 0; s < p->slices; s++)
+    for (int64_t token = 0; token < part->tokens; token++)
+      memcpy(host + s * p->slice + token * p->width, values + px_peft_index(token, s, 0, p->slices, p->width), (size_t)p->width * sizeof *host);
+  px_backend_write(part->tune->be, p->flat, host, (size_t)all * sizeof *host);
+  free(host);
+  return px_backend_status(part->tune->be, err);
+}
+
 px_status px_prefix_open(const px_config *config, px_backend *be, px_dtype dtype, const float *values, int32_t tokens,
                          px_prefix *out, px_error *err) {
   *out = (px_prefix){.tokens = tokens};

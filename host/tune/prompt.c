@@ -10,7 +10,7 @@
 
 typedef struct prompt_part {
   float *host;                 /* initial rows, while it opens */
-  float *memory, *rows, *m, *v; /* [N, dim] each */
+  float *memory, *rows;        /* [N, dim], with its moments */
   void *cast;                  /* rows in compute dtype */
   px_buffers buffers;
   px_stack stack;
@@ -123,6 +123,7 @@ static px_status place_keys(px_part *part, prompt_part *p, px_error *err) {
     int64_t at = 2 * l * t->slice + part->first_token * t->width, grad_at = 2 * (layers - 1 - l) * t->slice + part->first_token * t->width;
     p->buffers.layers[l].k = (char *)t->kv + (size_t)at * element;
     p->buffers.layers[l].v = (char *)t->kv + (size_t)(at + t->slice) * element;
+    if (!px_part_trains(part)) continue;
     p->dk[l] = t->segment_grads + grad_at;
     p->dv[l] = t->segment_grads + grad_at + t->slice;
   }
@@ -134,7 +135,7 @@ static px_status make_stack(px_part *part, prompt_part *p, px_error *err) {
   int32_t n = part->tokens;
   PX_TRY(make_hooks(part, p, err));
   px_plan_request request = {.dtype = t->dtype, .tokens = n, .seqs = 1, .positions = part->first_token + (int64_t)n, .segment_rows = part->first_token,
-                             .backward = true, .attached = t->hooks.attached};
+                             .backward = px_part_trains(part), .attached = t->hooks.attached};
   PX_TRY(px_buffers_open(t->config, t->be, &request, &p->buffers, err));
   PX_TRY(place_keys(part, p, err));
   p->stack = (px_stack){.be = t->be, .config = t->config, .weights = &t->model->weights, .hooks = &p->hooks, .buffers = &p->buffers,
@@ -156,17 +157,18 @@ static px_status prompt_open(px_part *part, const px_part_start *start, px_error
   prompt_part *p = part->own;
   px_tune *t = part->tune;
   int64_t n = part->grad_count, room = px_part_room(n);
-  p->memory = px_part_floats(part, 3 * room, err);
+  p->memory = px_part_floats(part, px_part_kept(part, room), err);
   if (!p->memory) return PX_NO_MEMORY;
-  p->rows = p->memory, p->m = p->memory + room, p->v = p->memory + 2 * room;
+  p->rows = p->memory;
   px_part_write(part, p->rows, p->host, n);
   free(p->host);
   p->host = NULL;
   p->cast = p->rows;
   if (t->dtype != PX_F32) p->cast = px_backend_alloc(t->be, px_dtype_bytes(t->dtype, (size_t)n));
   if (!p->cast) return px_backend_status(t->be, err);
-  px_param q = {.name = "prompt", .dims = 2, .shape = {part->tokens, t->config->dim}, .value = p->rows, .grad = part->grads, .m = p->m, .v = p->v,
-                .weight_decay = t->spec.weight_decay};
+  px_param q = {.name = "prompt", .dims = 2, .shape = {part->tokens, t->config->dim}, .weight_decay = t->spec.weight_decay, .module = "",
+                .role = "prompt_embeddings"};
+  px_part_places(part, p->memory, room, 0, &q);
   PX_TRY(px_part_add(part, &q, err));
   px_part_reach(part, 0, PX_STOP_SEGMENTS);
   return make_stack(part, p, err);
@@ -203,4 +205,12 @@ static void prompt_end_step(px_part *part, uint64_t seed, const int64_t *step) {
   px_stack_bwd(&p->stack);
 }
 
-const px_part_ops px_part_prompt = {prompt_measure, prompt_open, prompt_close, prompt_begin_step, prompt_end_step};
+static px_status prompt_describe(px_part *part, px_adapter_config *out, px_error *err) {
+  (void)err;
+  const px_config *c = part->tune->config;
+  *out = (px_adapter_config){.peft_type = "PROMPT_TUNING", .task_type = "CAUSAL_LM", .virtual_tokens = part->tokens, .layers = c->layers,
+                             .heads = c->heads, .token_dim = c->dim};
+  return PX_OK;
+}
+
+const px_part_ops px_part_prompt = {prompt_measure, prompt_open, prompt_close, prompt_describe, prompt_begin_step, prompt_end_step};

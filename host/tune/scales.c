@@ -39,14 +39,15 @@ static px_status open_layer(px_part *part, scales_part *p, int layer, int64_t *a
       const char *module = px_site_module(c, layer, (px_site)s, &t->arena);
       from = *at;
       *at += px_part_room(whole_length(c, s));
-      px_param q = {.name = module ? px_arena_printf(&t->arena, "ia3.%s", module) : NULL, .dims = 1, .shape = {whole_length(c, s)},
-                    .value = p->memory + from, .grad = part->grads + from, .m = p->memory + all + from, .v = p->memory + 2 * all + from};
+      px_param q = {.name = module ? px_arena_printf(&t->arena, "ia3.%s", module) : NULL, .dims = 1, .shape = {whole_length(c, s)}, .module = module,
+                    .role = "ia3_l", .row = s == PX_SITE_DOWN, .column = s != PX_SITE_DOWN};
+      px_part_places(part, p->memory, all, from, &q);
       if (!q.name) return px_fail(err, PX_NO_MEMORY, "no memory");
       PX_TRY(px_part_add(part, &q, err));
     }
     size_t entry = 2 * (size_t)(layer * PX_SITES + s);
     host[entry] = p->memory + from;
-    host[entry + 1] = part->grads + from;
+    if (px_part_trains(part)) host[entry + 1] = part->grads + from;
     p->list[layer * PX_SITES + s] = (px_scaling){.s = (const float *const *)p->vectors + entry, .ds = (float *const *)p->vectors + entry + 1};
     if (c->hf->qkv && s <= PX_SITE_V) from += length(c, s);
   }
@@ -69,7 +70,7 @@ static px_status scales_open(px_part *part, const px_part_start *start, px_error
   scales_part *p = part->own;
   size_t count = (size_t)c->layers * PX_SITES;
   float **host = px_calloc(2 * count, sizeof *host);
-  p->memory = px_part_floats(part, 3 * part->grad_count, err);
+  p->memory = px_part_floats(part, px_part_kept(part, part->grad_count), err);
   p->vectors = px_backend_alloc(t->be, 2 * count * sizeof *host);
   p->list = px_arena_alloc(&t->arena, count, sizeof *p->list);
   px_status status = host && p->memory && p->vectors && p->list ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory for ia3");
@@ -92,4 +93,13 @@ static void scales_close(px_part *part) {
   free(p);
 }
 
-const px_part_ops px_part_ia3 = {scales_measure, scales_open, scales_close, NULL, NULL};
+static px_status scales_describe(px_part *part, px_adapter_config *out, px_error *err) {
+  const scales_part *p = part->own;
+  px_tune *t = part->tune;
+  *out = (px_adapter_config){.peft_type = "IA3", .task_type = "CAUSAL_LM", .fan_in_fan_out = t->config->conv1d};
+  bool last[PX_SITES] = {[PX_SITE_DOWN] = p->sites[PX_SITE_DOWN]};
+  PX_TRY(px_site_names(t->config, p->sites, &t->arena, &out->target_modules, err));
+  return px_site_names(t->config, last, &t->arena, &out->feedforward_modules, err);
+}
+
+const px_part_ops px_part_ia3 = {scales_measure, scales_open, scales_close, scales_describe, NULL, NULL};

@@ -20,6 +20,22 @@ const char *px_site_module(const px_config *config, int layer, px_site site, px_
 #pragma GCC diagnostic pop
 }
 
+px_status px_site_names(const px_config *c, const bool sites[PX_SITES], px_arena *arena, px_name_list *out, px_error *err) {
+  const char **list = px_arena_alloc(arena, PX_SITES, sizeof *list);
+  if (!list) return px_fail(err, PX_NO_MEMORY, "no memory");
+  *out = (px_name_list){.items = list};
+  for (int s = 0; s < PX_SITES; s++) {
+    if (!sites[s] || (c->hf->qkv && (s == PX_SITE_K || s == PX_SITE_V))) continue;
+    const char *name = template_of(c, (px_site)s), *end = strrchr(name, '.');
+    if (c->hf->qkv) /* "attn.c_proj" and "mlp.c_proj" */
+      while (end > name && end[-1] != '.') end--;
+    else
+      end++;
+    list[out->count++] = end;
+  }
+  return PX_OK;
+}
+
 int64_t px_site_in(const px_config *c, px_site site) {
   return site == PX_SITE_DOWN ? c->ffn_dim : site == PX_SITE_O ? (int64_t)c->heads * c->head_dim : c->dim;
 }

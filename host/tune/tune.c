@@ -28,9 +28,11 @@ px_status px_part_add(px_part *p, const px_param *param, px_error *err) {
   *to = *param;
   to->name = px_arena_strdup(&t->arena, param->name);
   to->lr_scale = p->lr_scale;
+  to->part = p->number;
+  if (param->module) to->module = px_arena_strdup(&t->arena, param->module);
   to->count = 1;
   for (int i = 0; i < to->dims; i++) to->count *= to->shape[i];
-  return to->name ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory");
+  return to->name && (to->module || !param->module) ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory");
 }
 
 float *px_part_floats(px_part *p, int64_t count, px_error *err) {
@@ -65,12 +67,14 @@ static px_status make_segments(px_tune *t, px_error *err) {
   t->slice = t->tokens * t->width;
   t->slices = 2 * (int64_t)t->config->layers;
   int64_t all = t->slices * t->slice;
+  bool trains = !t->spec.used;
   t->grad_count = px_part_room(all);
   for (int i = 0; i < t->part_count; i++) t->grad_count += px_part_room(t->parts[i].grad_count);
-  t->grads = px_backend_alloc(t->be, (size_t)t->grad_count * sizeof(float));
+  if (trains) t->grads = px_backend_alloc(t->be, (size_t)t->grad_count * sizeof(float));
   if (all) t->kv = px_backend_alloc(t->be, px_dtype_bytes(t->dtype, (size_t)all));
   PX_TRY(px_backend_status(t->be, err));
   if (all) px_backend_zero(t->be, t->kv, px_dtype_bytes(t->dtype, (size_t)all));
+  if (!trains) return PX_OK;
   px_tune_zero_grads(t);
   t->segment_grads = t->grads;
   float *at = t->grads + px_part_room(all);
@@ -95,21 +99,19 @@ static px_status write_segments(px_tune *t, px_error *err) {
   if (t->tokens == 0) return PX_OK;
   size_t element = px_dtype_bytes(t->dtype, 1), bytes = (size_t)layers * sizeof(px_kv_segment);
   t->segments = px_backend_alloc(t->be, bytes);
-  px_kv_segment *host = px_calloc((size_t)layers, sizeof *host);
+  px_kv_segment *host = t->segments_host = px_arena_alloc(&t->arena, (size_t)layers, sizeof *host);
   if (!t->segments || !host) {
-    free(host);
     px_status s = px_backend_status(t->be, err);
     return s != PX_OK ? s : px_fail(err, PX_NO_MEMORY, "no memory");
   }
   for (int l = 0; l < layers; l++) {
     int64_t skip = first_token(t, l) * t->width;
     char *k = (char *)t->kv + (size_t)(2 * l * t->slice + skip) * element;
-    float *dk = t->segment_grads + 2 * (layers - 1 - l) * t->slice + skip;
+    float *dk = t->segment_grads ? t->segment_grads + 2 * (layers - 1 - l) * t->slice + skip : NULL;
     host[l] = (px_kv_segment){.k = k, .v = k + (size_t)t->slice * element, .stride = t->width, .len = t->tokens - first_token(t, l), .dk = dk,
-                              .dv = dk + t->slice, .grad_stride = t->width};
+                              .dv = dk ? dk + t->slice : NULL, .grad_stride = t->width};
   }
   px_backend_write(t->be, t->segments, host, bytes);
-  free(host);
   t->hooks.segments = t->segments;
   t->hooks.segment_rows = t->tokens;
   return PX_OK;
@@ -176,7 +178,7 @@ px_status px_tune_open(const px_model *model, px_backend *be, const px_tokenizer
   t->parts = px_calloc((size_t)spec->part_count + 1, sizeof *t->parts);
   px_part_start start = {.tok = tok, .spec = spec, .seed = seed};
   px_status status = t->parts ? open_parts(t, &start, err) : px_fail(err, PX_NO_MEMORY, "no memory");
-  if (status == PX_OK) status = make_list(t, err);
+  if (status == PX_OK && !spec->used) status = make_list(t, err);
   for (int i = 0; i < t->spec.part_count; i++) /* the caller's, as are the ids; not needed after this call */
     t->spec.parts[i].init_value = t->spec.parts[i].layers = t->spec.parts[i].targets = NULL;
   t->spec.data_ids = NULL;

@@ -7,6 +7,7 @@
 
 #include "model/model.h"
 #include "text/tokenizer.h"
+#include "tune/adapter.h"
 #include "tune/spec.h"
 
 typedef struct px_param {
@@ -17,6 +18,11 @@ typedef struct px_param {
   float *value, *grad, *m, *v; /* backend memory */
   float weight_decay, lr_scale;
   int32_t group;
+  /* In an adapter's files: the module and what it is of it ("lora_A"); a prefix is one tensor there, role NULL. A matrix that
+   * is transposed there; IA3's vectors have two dimensions there. */
+  int32_t part;
+  const char *module, *role;
+  bool transposed, column, row;
 } px_param;
 
 /* A float32 tensor that is not trained and belongs to the state all the same. */
@@ -46,6 +52,7 @@ typedef struct px_tune {
   int64_t width, slice, slices;
   void *kv;                /* of dtype */
   px_kv_segment *segments; /* backend memory [layers]; adapter id 0 */
+  px_kv_segment *segments_host; /* the same */
   float *segment_grads;    /* as kv, layers in reverse: as the backward pass finishes them */
   float *grads;            /* the one gradient arena (of segments and of everything trained), backend memory */
   int64_t grad_count;
@@ -75,9 +82,20 @@ int32_t px_tune_part_tokens(const px_tune *tune, int32_t part);
 /* Numbers that are trained. */
 int64_t px_tune_trainable(const px_tune *tune);
 
+/* exchange.c. The parts of an adapter as a spec, its texts in the arena (free nothing of it); and their values into the tune
+ * that was opened with it. PX_MISMATCH: something that pfx has no place for. */
+px_status px_tune_spec_of(const px_adapter *adapter, px_arena *arena, px_tune_spec *out, px_error *err);
+px_status px_tune_load(px_tune *tune, const px_adapter *adapter, px_error *err);
+/* Both, for use (begin_step is done): the hooks are ready. trained: with gradients, as a run has them. */
+px_status px_tune_open_adapter(const px_model *model, px_backend *be, const px_adapter *adapter, bool trained, px_tune **out, px_error *err);
+/* A trained tensor, or its gradient, as an adapter's file has it; its numbers are the arena's. role must be there. */
+px_status px_tune_read(px_tune *tune, const px_param *param, bool gradient, px_arena *arena, px_part_tensor *out, px_error *err);
+/* Writes the parts as an adapter: one as its own folder, several as a hybrid. PX_NOT_FINITE names what is not. */
+px_status px_tune_save(px_tune *tune, const char *dir, const char *base_name, const px_meta *metadata, size_t count, px_error *err);
+
 /* The prefix as PEFT stores it, [P, 2 * layers * kv_heads * head_dim] float32, host memory of the caller. There is one. */
 px_status px_tune_export(px_tune *tune, float *values, px_error *err);
-/* The gradient of that (after backward, before px_tune_end_step), same layout: for probe. */
+/* The gradient of that (after px_tune_end_step: prompt rows read the prefix too), without dropout, same layout: for probe. */
 px_status px_tune_export_grad(px_tune *tune, float *values, px_error *err);
 
 /* A prefix that is only used: keys and values in compute dtype from PEFT's layout. */

@@ -225,17 +225,19 @@ static px_status open_slot(px_part *part, weights_part *p, const px_tensor_slot 
   px_tune *t = part->tune;
   int64_t count = px_slot_count(s), all = part->grad_count;
   float *value = p->memory + s->place;
-  px_param q = {.name = px_arena_printf(&t->arena, "weight.%s", s->name), .dims = s->dims, .shape = {s->shape[0], s->shape[1]}, .value = value,
-                .grad = part->grads + s->place, .m = p->memory + all + s->place, .v = p->memory + 2 * all + s->place,
-                .weight_decay = s->kind == PX_SLOT_MATRIX ? t->spec.weight_decay : 0};
-  if (!q.name) return px_fail(err, PX_NO_MEMORY, "no memory");
+  const char *dot = strrchr(s->name, '.');
+  px_param q = {.name = px_arena_printf(&t->arena, "weight.%s", s->name), .dims = s->dims, .shape = {s->shape[0], s->shape[1]},
+                .weight_decay = s->kind == PX_SLOT_MATRIX ? t->spec.weight_decay : 0, .role = dot + 1, .transposed = s->transposed};
+  q.module = px_arena_printf(&t->arena, "%.*s", (int)(dot - s->name), s->name);
+  px_part_places(part, p->memory, all, s->place, &q);
+  if (!q.name || !q.module) return px_fail(err, PX_NO_MEMORY, "no memory");
   PX_TRY(px_part_add(part, &q, err));
   if (!t->spec.restored && !s->absent)
     px_op_cast(t->be, &(px_cast_args){.x_type = s->dtype, .y_type = PX_F32, .rows = 1, .dim = count, .x_stride = count, .y_stride = count,
                                       .x = *s->at[0], .y = value});
   bool copied = p->copies && s->dtype != PX_F32;
   px_slot_set(s, copied ? (char *)p->copies + px_dtype_bytes(t->dtype, (size_t)s->place) : (const void *)value, copied ? t->dtype : PX_F32, false);
-  px_slot_set(s, q.grad, PX_F32, true);
+  if (q.grad) px_slot_set(s, q.grad, PX_F32, true);
   for (int i = 0; i < s->parts && s->kind == PX_SLOT_MATRIX; i++) {
     s->weight[i]->trained = true;
     if (s->layer >= 0) t->hooks.attached.trained[s->site + i] = true;
@@ -248,7 +250,7 @@ static px_status weights_open(px_part *part, const px_part_start *start, px_erro
   (void)start;
   px_tune *t = part->tune;
   weights_part *p = part->own;
-  p->memory = px_part_floats(part, 3 * part->grad_count, err);
+  p->memory = px_part_floats(part, px_part_kept(part, part->grad_count), err);
   if (!p->memory) return PX_NO_MEMORY;
   if (t->dtype != PX_F32) {
     p->copies = px_backend_alloc(t->be, px_dtype_bytes(t->dtype, (size_t)part->grad_count));
@@ -257,7 +259,7 @@ static px_status weights_open(px_part *part, const px_part_start *start, px_erro
   for (int i = 0; i < p->slot_count; i++)
     if (p->slots[i].place >= 0) PX_TRY(open_slot(part, p, &p->slots[i], err));
   t->hooks.weights = &t->hooks_weights;
-  t->hooks.grads = &t->hooks_grads;
+  if (px_part_trains(part)) t->hooks.grads = &t->hooks_grads;
   return px_backend_status(t->be, err);
 }
 
@@ -279,4 +281,21 @@ static void weights_begin_step(px_part *part, uint64_t seed, const int64_t *step
                                                .x = p->memory, .y = p->copies});
 }
 
-const px_part_ops px_part_weights = {weights_measure, weights_open, weights_close, weights_begin_step, NULL};
+/* Norms are PEFT's LN_TUNING, by their modules' names; the others are deltas of pfx's own. */
+static px_status weights_describe(px_part *part, px_adapter_config *out, px_error *err) {
+  px_tune *t = part->tune;
+  bool norms = part->spec->kind == PX_PART_NORM;
+  *out = (px_adapter_config){.peft_type = norms ? "LN_TUNING" : "PFX_DELTA", .task_type = "CAUSAL_LM",
+                             .top_layers = part->spec->kind == PX_PART_TOP ? part->spec->size : 0};
+  if (!norms) return PX_OK;
+  const px_names *n = t->config->hf;
+  const char *const ends[] = {n->norm1, n->norm2, n->q_norm, n->k_norm, n->final_norm};
+  const char **list = px_arena_alloc(&t->arena, sizeof ends / sizeof *ends, sizeof *list);
+  if (!list) return px_fail(err, PX_NO_MEMORY, "no memory");
+  for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
+    if (ends[i]) list[out->target_modules.count++] = strrchr(ends[i], '.') + 1;
+  out->target_modules.items = list;
+  return PX_OK;
+}
+
+const px_part_ops px_part_weights = {weights_measure, weights_open, weights_close, weights_describe, weights_begin_step, NULL};

@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: MIT
+ * Every kind of adapter on every family against float64 results of PEFT and transformers (tests/golden/README.md): logits, loss
+ * and the gradient of every trained tensor; in bfloat16 no further from float64 than twice what torch is. */
+#include "helpers/test.h"
+
+#include <math.h>
+#include <unistd.h>
+
+#include "helpers/golden.h"
+#include "train/evaluate.h"
+
+/* As for prefixes (golden_test.c). */
+static const double LOGITS = 2e-5; /* of the largest logit */
+static const double LOSS = 2e-6;   /* relative */
+static const double GRADS = 1e-5;  /* relative L2 */
+
+/* The device of the test that runs: NULL is the CPU. */
+static const char *device;
+
+static const char *const families[] = {"gpt2", "llama", "mistral", "qwen2", "qwen3"};
+enum { FAMILIES = sizeof families / sizeof *families };
+
+typedef struct golden_case {
+  px_model *model;
+  px_adapter *adapter; /* NULL: full */
+  px_tune *tune;       /* full alone */
+  px_tensor_list golden, probe;
+  px_meta *meta;
+  size_t meta_count;
+  px_rows rows;
+} golden_case;
+
+static golden_case open_case(const char *family, const char *folder, int dtype) {
+  px_error err = {0};
+  char path[512], place[64], file[64], out[] = "/tmp/pfx_parts_XXXXXX";
+  golden_case g = {0};
+  int fd = mkstemp(out);
+  assert_true(fd >= 0);
+  close(fd);
+  snprintf(place, sizeof place, "parts/%s", family);
+  snprintf(file, sizeof file, "golden_%s.safetensors", folder);
+  ASSERT_OK(px_model_open(golden_path(place, "", path), &(px_model_options){.device = device, .dtype = dtype}, &g.model, &err));
+  ASSERT_OK(px_safetensors_open(golden_path(place, file, path), &g.golden, &g.meta, &g.meta_count, &err));
+  golden_rows(&g.golden, &g.rows);
+  if (strcmp(folder, "full") == 0) {
+    px_tune_spec spec;
+    ASSERT_OK(px_tune_parse("full", NULL, 0, &spec, &err));
+    ASSERT_OK(px_tune_open(g.model, g.model->be, NULL, &spec, 0, &g.tune, &err));
+    px_tune_spec_free(&spec);
+  } else {
+    px_fit fit;
+    ASSERT_OK(px_adapter_open(golden_path(place, folder, path), &g.adapter, &err));
+    ASSERT_OK(px_adapter_fits(g.adapter, g.model, NULL, false, &fit, NULL, &err));
+  }
+  ASSERT_OK(px_probe(g.model, g.model->be, &g.rows, g.adapter, g.tune, out, &err));
+  ASSERT_OK(px_safetensors_open(out, &g.probe, NULL, NULL, &err));
+  unlink(out);
+  return g;
+}
+
+static void close_case(golden_case *g) {
+  px_tune_close(g->tune);
+  px_tensor_list_close(&g->golden);
+  px_tensor_list_close(&g->probe);
+  px_rows_free(&g->rows);
+  px_adapter_close(g->adapter);
+  px_model_close(g->model);
+}
+
+/* Relative L2 over the gradients of the file together; the worst single one into *worst. */
+static double gradient_error(const golden_case *g, const char *what, double *worst) {
+  double error = 0, size = 0;
+  int count = 0;
+  for (size_t i = 0; i < g->golden.count; i++) {
+    const px_tensor_view *want = &g->golden.items[i];
+    if (strncmp(want->name, "grad.", 5) != 0) continue;
+    const px_tensor_view *got = px_tensor_find(&g->probe, want->name);
+    if (!got) fail_msg("%s: pfx has no %s", what, want->name);
+    if (got->dims != want->dims || px_tensor_elements(got) != px_tensor_elements(want) || got->shape[0] != want->shape[0])
+      fail_msg("%s: %s has another shape", what, want->name);
+    double e = 0, s = 0;
+    for (int64_t k = 0; k < px_tensor_elements(want); k++) {
+      double w = (double)((const float *)want->data)[k], d = (double)((const float *)got->data)[k] - w;
+      e += d * d;
+      s += w * w;
+    }
+    if (s > 0 && worst && sqrt(e / s) > *worst) *worst = sqrt(e / s);
+    error += e;
+    size += s;
+    count++;
+  }
+  assert_true(count > 0);
+  return sqrt(error / size);
+}
+
+static double loss_error(const golden_case *g) {
+  const float *want = golden_floats(&g->golden, "adapter.loss"), *got = golden_floats(&g->probe, "loss");
+  double expected = (double)want[0] + (double)want[1];
+  return fabs((double)got[0] - expected) / expected;
+}
+
+static void compare(const char *family, const char *folder) {
+  char what[64];
+  snprintf(what, sizeof what, "%s %s", family, folder);
+  golden_case g = open_case(family, folder, PX_F32);
+  double worst = 0;
+  golden_near_largest(what, &g.probe, "logits", &g.golden, "adapter.", LOGITS);
+  if (!(loss_error(&g) <= LOSS)) fail_msg("%s: loss differs by %.3g", what, loss_error(&g));
+  double error = gradient_error(&g, what, &worst);
+  if (!(error <= GRADS)) fail_msg("%s: gradients differ by %.3g (relative L2), the worst by %.3g", what, error, worst);
+  close_case(&g);
+}
+
+static void each_family(const char *folder) {
+  for (int f = 0; f < FAMILIES; f++)
+    if (strcmp(families[f], "mistral") != 0 || strcmp(folder, "bias") != 0) compare(families[f], folder);
+}
+
+static const char *const folders[] = {"prompt", "p_tuning", "cartridge", "prefix_layers", "lora", "lora_all", "ia3", "norm", "bias", "top", "hybrid", "full"};
+enum { FOLDERS = sizeof folders / sizeof *folders };
+
+static void prompts_equal_peft(void **state) {
+  (void)state;
+  each_family("prompt");
+  each_family("p_tuning");
+}
+static void prefixes_in_part_equal_peft(void **state) {
+  (void)state;
+  each_family("cartridge");
+  each_family("prefix_layers");
+}
+static void low_rank_deltas_equal_peft(void **state) {
+  (void)state;
+  each_family("lora");
+  each_family("lora_all");
+}
+static void scales_equal_peft(void **state) {
+  (void)state;
+  each_family("ia3");
+}
+static void norms_equal_peft(void **state) {
+  (void)state;
+  each_family("norm");
+}
+static void biases_equal_transformers(void **state) {
+  (void)state;
+  each_family("bias");
+}
+static void top_layers_equal_transformers(void **state) {
+  (void)state;
+  each_family("top");
+}
+static void hybrids_equal_peft(void **state) {
+  (void)state;
+  each_family("hybrid");
+}
+static void all_weights_equal_transformers(void **state) {
+  (void)state;
+  each_family("full");
+}
+
+static double torch_error(const golden_case *g, const char *key) {
+  const char *text = px_meta_get(g->meta, g->meta_count, key);
+  if (!text) fail_msg("the golden file has no %s", key);
+  return strtod(text, NULL);
+}
+
+static void bfloat16_is_as_good_as_torch(void **state) {
+  (void)state;
+  for (int f = 0; f < FAMILIES; f++)
+    for (int k = 0; k < FOLDERS; k++) {
+      if (strcmp(families[f], "mistral") == 0 && strcmp(folders[k], "bias") == 0) continue;
+      char what[64];
+      snprintf(what, sizeof what, "%s %s in bf16", families[f], folders[k]);
+      golden_case g = open_case(families[f], folders[k], PX_BF16);
+      double error = gradient_error(&g, what, NULL), allowed = 2 * torch_error(&g, "bf16.grad_error");
+      if (!(error <= allowed)) fail_msg("%s: gradients differ by %.3g, torch's by %.3g", what, error, allowed / 2);
+      close_case(&g);
+    }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(prompts_equal_peft),          cmocka_unit_test(prefixes_in_part_equal_peft),
+      cmocka_unit_test(low_rank_deltas_equal_peft),  cmocka_unit_test(scales_equal_peft),
+      cmocka_unit_test(norms_equal_peft),            cmocka_unit_test(biases_equal_transformers),
+      cmocka_unit_test(top_layers_equal_transformers), cmocka_unit_test(hybrids_equal_peft),
+      cmocka_unit_test(all_weights_equal_transformers), cmocka_unit_test(bfloat16_is_as_good_as_torch),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
