@@ -25,19 +25,12 @@ typedef struct job {
 } job;
 
 static px_status measure_loss(job *j, pfx_eval_result *result, px_error *err) {
-  px_prefix prefix = {0};
-  px_hooks hooks = {0};
+  px_tune *used = NULL;
   px_eval_result r = {0};
-  px_status status = PX_OK;
-  if (j->adapter) {
-    PX_TRY(px_adapter_must_be_prefix(j->adapter, err));
-    status = px_prefix_open(px_model_config(j->model), j->be, j->model->dtype, j->adapter->values, j->adapter->tokens,
-                            &prefix, err);
-    hooks = (px_hooks){.segments = prefix.segments, .adapters = 1, .segment_rows = prefix.tokens};
-  }
+  px_status status = j->adapter ? px_tune_open_adapter(j->model, j->be, j->adapter, false, &used, err) : PX_OK;
   if (status == PX_OK)
-    status = px_eval_loss(j->model, j->be, &j->rows, j->adapter ? &hooks : NULL, prefix.tokens, j->row_loss, &r, err);
-  px_prefix_close(&prefix, j->be);
+    status = px_eval_loss(j->model, j->be, &j->rows, used ? &used->hooks : NULL, used ? used->tokens : 0, j->row_loss, &r, err);
+  px_tune_close(used);
   result->loss = r.loss;
   result->perplexity = exp(r.loss);
   result->tokens = r.tokens;

@@ -10,6 +10,7 @@
 
 #include "generate/kv_cache.h"
 #include "generate/row.h"
+#include "tune/used.h"
 
 enum { PREFILL_TOKENS = 2048, MAX_CACHE_BYTES = 1 << 30 };
 
@@ -21,10 +22,7 @@ struct px_generator {
   px_page_pool pool;
   px_buffers buffers;
   int64_t planned_tokens, planned_positions; /* what buffers are open for */
-  px_prefix *prefixes;
-  int32_t adapter_count;
-  int32_t segment_rows;    /* of all adapters, in a layer */
-  px_kv_segment *segments; /* backend memory [layers * adapters] */
+  px_used *used; /* the adapters */
   px_row *waiting, **waiting_end;
   px_row **active;
   int32_t active_count;
@@ -65,6 +63,7 @@ px_status px_generator_open(const px_model *model, const px_tokenizer *tok, cons
       &(px_backend_options){
           .device = model->be->device, .threads = model->be->threads, .log = options->log, .profile = options->profile, .pack_weights = PX_PACK_ALL},
       &g->be, err);
+  if (status == PX_OK) status = px_used_open(model, g->be, &g->used, err);
   if (status == PX_OK) status = px_page_pool_open(c, g->be, model->dtype, pages > 0 ? pages : 1, &g->pool, err);
   if (status == PX_OK) {
     size_t rows = (size_t)g->options.max_rows;
@@ -95,11 +94,10 @@ void px_generator_close(px_generator *g) {
   if (g->be) {
     px_page_pool_close(&g->pool, g->be);
     px_buffers_close(&g->buffers, g->be);
-    for (int32_t i = 0; i < g->adapter_count; i++) px_prefix_close(&g->prefixes[i], g->be);
-    void *const memory[] = {g->segments, g->block_table, g->kv_lens, g->sampled, g->params, g->logits, g->slots, g->history};
+    px_used_close(g->used);
+    void *const memory[] = {g->block_table, g->kv_lens, g->sampled, g->params, g->logits, g->slots, g->history};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) px_backend_free(g->be, memory[i]);
   }
-  free(g->prefixes);
   free(g->active);
   free(g->arrays);
   px_backend_close(g->be);
@@ -107,37 +105,12 @@ void px_generator_close(px_generator *g) {
 }
 
 px_status px_generator_add_adapter(px_generator *g, const px_adapter *adapter, int32_t *id, px_error *err) {
-  PX_TRY(px_adapter_must_be_prefix(adapter, err));
-  const px_config *c = px_model_config(g->model);
-  px_prefix *grown = realloc(g->prefixes, (size_t)(g->adapter_count + 1) * sizeof *grown);
-  if (!grown) return px_fail(err, PX_NO_MEMORY, "no memory");
-  g->prefixes = grown;
-  PX_TRY(px_prefix_open(c, g->be, g->model->dtype, adapter->values, adapter->tokens, &grown[g->adapter_count], err));
-  int32_t count = g->adapter_count + 1;
-  size_t bytes = (size_t)c->layers * (size_t)count * sizeof(px_kv_segment);
-  px_kv_segment *host = px_calloc(1, bytes), *table = px_backend_alloc(g->be, bytes);
-  px_status status = host && table ? PX_OK : px_fail(err, PX_NO_MEMORY, "no memory for an adapter");
-  for (int l = 0; status == PX_OK && l < c->layers; l++)
-    for (int32_t a = 0; a < count; a++) host[l * count + a] = grown[a].segments[l];
-  if (status == PX_OK) px_backend_write(g->be, table, host, bytes);
-  free(host);
-  if (status == PX_OK) status = px_backend_status(g->be, err);
-  if (status != PX_OK) {
-    px_prefix_close(&grown[g->adapter_count], g->be);
-    px_backend_free(g->be, table);
-    return status;
-  }
-  px_backend_free(g->be, g->segments);
-  g->segments = table;
-  *id = g->adapter_count;
-  g->adapter_count = count;
-  g->segment_rows += adapter->tokens;
+  PX_TRY(px_used_add(g->used, adapter, id, err));
+  g->planned_tokens = 0; /* buffers for what it attaches are made with the next batch */
   return PX_OK;
 }
 
-static int32_t prefix_tokens(const px_generator *g, const px_row *row) {
-  return row->request.adapter < 0 ? 0 : g->prefixes[row->request.adapter].tokens;
-}
+static int32_t prefix_tokens(const px_generator *g, const px_row *row) { return px_used_tokens(g->used, row->request.adapter); }
 
 /* The most tokens that a row may ever have: the context less its prefix. */
 static int32_t row_limit(const px_generator *g, const px_row *row) {
@@ -153,7 +126,7 @@ px_status px_generator_add(px_generator *g, const px_request *request, px_error 
   const px_config *c = px_model_config(g->model);
   if (request->count < 1)
     return px_fail(err, PX_INVALID, "the prompt is empty and the model has no begin token: give it some text");
-  if (request->adapter < -1 || request->adapter >= g->adapter_count)
+  if (request->adapter < -1 || request->adapter >= px_used_count(g->used))
     return px_fail(err, PX_INVALID, "adapter number %d is not known", request->adapter);
   for (int32_t i = 0; i < request->count; i++)
     if (request->ids[i] < 0 || request->ids[i] >= c->vocab)
@@ -204,6 +177,8 @@ static px_status make_room(px_generator *g, int64_t tokens, int64_t positions, p
                              .positions = positions,
                              .logit_rows = 1,
                              .decode = true};
+  const px_hooks *hooks = px_used_hooks(g->used, -1);
+  if (hooks) request.attached = hooks->attached;
   PX_TRY(px_buffers_open(px_model_config(g->model), g->be, &request, &g->buffers, err));
   g->slots = px_backend_alloc(g->be, (size_t)tokens * sizeof *g->slots);
   size_t need =
@@ -258,11 +233,11 @@ static px_status compute(px_generator *g, px_row **rows, int32_t count, bool fre
                        .kv_lens = g->kv_lens,
                        .slots = g->slots,
                        .fresh = fresh};
-  px_hooks hooks = {.segments = g->segments, .adapters = g->adapter_count, .segment_rows = g->segment_rows};
+  const px_hooks *hooks = px_used_hooks(g->used, px_used_set(g->used, rows[0]->request.adapter));
   px_stack s = {.be = g->be,
                 .config = px_model_config(g->model),
                 .weights = &g->model->weights,
-                .hooks = g->adapter_count ? &hooks : NULL,
+                .hooks = hooks,
                 .buffers = &g->buffers,
                 .cache = &cache};
   px_batch batch = {.tokens = t,
@@ -271,7 +246,7 @@ static px_status compute(px_generator *g, px_row **rows, int32_t count, bool fre
                     .ids = ids,
                     .positions = place,
                     .offsets = offsets,
-                    .adapter = g->adapter_count ? adapter : NULL,
+                    .adapter = hooks ? adapter : NULL,
                     .label_rows = last};
   PX_TRY(px_stack_begin(&s, &batch, err));
   px_stack_fwd(&s);
@@ -346,6 +321,11 @@ static void retire(px_generator *g) {
   g->active_count = kept;
 }
 
+/* Whether two rows may share a batch: they run on the same weights. */
+static bool same_set(const px_generator *g, const px_row *a, const px_row *b) {
+  return px_used_set(g->used, a->request.adapter) == px_used_set(g->used, b->request.adapter);
+}
+
 /* Moves waiting rows to the end of the active ones while places, pages and the token budget last. */
 static px_status admit(px_generator *g, int32_t *added, px_error *err) {
   int64_t tokens = 0;
@@ -353,6 +333,7 @@ static px_status admit(px_generator *g, int32_t *added, px_error *err) {
   while (g->waiting && g->active_count < g->options.max_rows) {
     px_row *row = g->waiting;
     int32_t pages = pages_needed(g, row);
+    if (g->active_count && !same_set(g, row, g->active[0])) break; /* it waits for those that run */
     if (pages > g->pool.free_count || (*added && tokens + row->prompt_len > PREFILL_TOKENS)) break;
     row->pages = px_calloc((size_t)pages, sizeof *row->pages);
     if (!row->pages) return px_fail(err, PX_NO_MEMORY, "no memory");

@@ -117,28 +117,19 @@ static px_status save_state(px_run *run, px_error *err) {
 }
 
 px_status px_run_save_adapter(px_run *run, const char *dir, px_error *err) {
-  const px_config *c = px_model_config(run->model);
   px_arena arena = {0};
   px_meta *meta = NULL;
-  size_t meta_count = 0,
-         floats = (size_t)run->tune->tokens * 2 * (size_t)c->layers * (size_t)c->kv_heads * (size_t)c->head_dim;
-  float *values = px_arena_alloc(&arena, floats, sizeof *values);
-  px_status status = values ? px_tune_export(run->tune, values, err) : px_fail(err, PX_NO_MEMORY, "no memory");
-  for (size_t i = 0; status == PX_OK && i < floats; i++)
-    if (!isfinite(values[i]))
-      status = px_fail(err, PX_NOT_FINITE, "the prefix holds a value that is not finite; %s is left as it was", dir);
-  if (status == PX_OK && !run->options.no_fingerprint) {
-    char *training = px_arena_printf(
-        &arena,
-        "{\"data\": \"%s\", \"lr\": %.9g, \"seed\": %llu, \"step\": %lld, \"steps\": %lld, \"tune\": \"prefix:%d\"}",
-        run->train.digest, run->options.lr, (unsigned long long)run->options.seed, (long long)run->state.step,
-        (long long)run->options.steps, run->tune->tokens);
-    status = px_adapter_metadata(run->model, run->tok, px_template_name(run->options.rows.chat), training, &arena,
-                                 &meta, &meta_count, err);
+  size_t meta_count = 0;
+  px_status status = PX_OK;
+  if (!run->options.no_fingerprint) {
+    const char *tune = px_tune_summary(run->tune, &arena);
+    char *training = tune ? px_arena_printf(
+        &arena, "{\"data\": \"%s\", \"lr\": %.9g, \"seed\": %llu, \"step\": %lld, \"steps\": %lld, \"tune\": \"%s\"}", run->train.digest,
+        run->options.lr, (unsigned long long)run->options.seed, (long long)run->state.step, (long long)run->options.steps, tune) : NULL;
+    status = training ? px_adapter_metadata(run->model, run->tok, px_template_name(run->options.rows.chat), training, &arena, &meta, &meta_count, err)
+                      : px_fail(err, PX_NO_MEMORY, "no memory");
   }
-  if (status == PX_OK)
-    status =
-        px_adapter_write(dir, run->model, run->options.model_path, values, run->tune->tokens, meta, meta_count, err);
+  if (status == PX_OK) status = px_tune_save(run->tune, dir, run->options.model_path, meta, meta_count, err);
   px_arena_free(&arena);
   return status;
 }

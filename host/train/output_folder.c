@@ -10,7 +10,7 @@
 #include "train/run.h"
 
 static const char *const ours[] = {"run.json", "metrics.jsonl", "pfx_state.safetensors", "adapter_model.safetensors",
-                                   "adapter_config.json"};
+                                   "adapter_config.json", "pfx.json", "pfx_delta.safetensors"};
 
 /* FILE.tmp.XXXXXX of one of our files: its writer was killed. */
 static bool is_leftover(const char *name) {
@@ -21,7 +21,14 @@ static bool is_leftover(const char *name) {
   return false;
 }
 
-/* Nothing but leftovers, and folders `checkpoint` of which the same is true. */
+/* A folder that a run makes: its state, and a part of an adapter of several. */
+static bool is_ours(const char *name) {
+  bool found = strcmp(name, "checkpoint") == 0;
+  for (int k = 0; k < PX_PART_KINDS; k++) found |= strcmp(name, px_part_kind_name((px_part_kind)k)) == 0;
+  return found;
+}
+
+/* Nothing but leftovers, and folders of a run of which the same is true. */
 static bool is_empty(const char *path) {
   char below[PATH_MAX];
   bool empty = true;
@@ -29,7 +36,7 @@ static bool is_empty(const char *path) {
   for (struct dirent *e; dir && (e = readdir(dir));) {
     if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 || is_leftover(e->d_name)) continue;
     snprintf(below, sizeof below, "%s/%s", path, e->d_name);
-    if (strcmp(e->d_name, "checkpoint") != 0 || !px_file_is_dir(below) || !is_empty(below)) empty = false;
+    if (!is_ours(e->d_name) || !px_file_is_dir(below) || !is_empty(below)) empty = false;
   }
   if (dir) closedir(dir);
   return empty;
@@ -94,7 +101,20 @@ static void clean(const px_run *run, const char *sub, bool all) {
   closedir(dir);
 }
 
+static void remove_empty(const px_run *run, const char *sub) {
+  char path[PATH_MAX];
+  if (snprintf(path, sizeof path, "%s/%s", run->options.out, sub) < (int)sizeof path) rmdir(path);
+}
+
 void px_run_folder_clean(const px_run *run, bool all) {
-  clean(run, ".", all);
-  clean(run, "checkpoint", all);
+  static const char *const places[] = {".", "checkpoint"};
+  char part[64];
+  for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+    clean(run, places[i], all);
+    for (int k = 0; k < PX_PART_KINDS; k++) {
+      snprintf(part, sizeof part, "%s/%s", places[i], px_part_kind_name((px_part_kind)k));
+      clean(run, part, all);
+      if (all) remove_empty(run, part);
+    }
+  }
 }

@@ -229,3 +229,14 @@ int64_t px_tune_trainable(const px_tune *t) {
   for (int i = 0; i < t->param_count; i++) all += t->params[i].count;
   return all;
 }
+
+const char *px_tune_summary(const px_tune *t, px_arena *arena) {
+  char *text = px_arena_strdup(arena, "");
+  for (int i = 0; text && i < t->part_count; i++) {
+    const px_part_spec *s = &t->spec.parts[i];
+    int32_t size = t->parts[i].tokens ? t->parts[i].tokens : s->size;
+    text = size ? px_arena_printf(arena, "%s%s%s:%d", text, i ? "+" : "", px_part_kind_name(s->kind), size)
+                : px_arena_printf(arena, "%s%s%s", text, i ? "+" : "", px_part_kind_name(s->kind));
+  }
+  return text;
+}

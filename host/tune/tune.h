@@ -79,6 +79,8 @@ void px_tune_end_step(px_tune *tune, uint64_t seed, const int64_t *step);
 int32_t px_tune_prefix_tokens(const px_tune *tune);
 /* Virtual tokens of a part, in the order of --tune. */
 int32_t px_tune_part_tokens(const px_tune *tune, int32_t part);
+/* "prefix:20+lora:8", in the arena; NULL: no memory. */
+const char *px_tune_summary(const px_tune *tune, px_arena *arena);
 /* Numbers that are trained. */
 int64_t px_tune_trainable(const px_tune *tune);
 

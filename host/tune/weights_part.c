@@ -289,7 +289,8 @@ static px_status weights_describe(px_part *part, px_adapter_config *out, px_erro
                              .top_layers = part->spec->kind == PX_PART_TOP ? part->spec->size : 0};
   if (!norms) return PX_OK;
   const px_names *n = t->config->hf;
-  const char *const ends[] = {n->norm1, n->norm2, n->q_norm, n->k_norm, n->final_norm};
+  bool qk = t->config->qk_norm;
+  const char *const ends[] = {n->norm1, n->norm2, qk ? n->q_norm : NULL, qk ? n->k_norm : NULL, n->final_norm};
   const char **list = px_arena_alloc(&t->arena, sizeof ends / sizeof *ends, sizeof *list);
   if (!list) return px_fail(err, PX_NO_MEMORY, "no memory");
   for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)

@@ -191,10 +191,18 @@ class Usage(command.CommandTest):
                 (["--tune", "prefix"], "--tune prefix: how many virtual tokens? Write prefix:20"),
                 (["--tune", "prefix:0"], '--tune prefix:0: the number of virtual tokens must be a whole number from 1 to 1048576, '
                                          'not "0"'),
-                (["--tune", "lora:8"], '--tune lora:8: "lora" is not known in this release, prefix:N is'),
-                (["--tune", "prefix:4+lora:8"], "--tune prefix:4+lora:8: joined parts are not in this release, one prefix is"),
+                (["--tune", "lorra:8"], '--tune lorra:8: there is no part "lorra"; did you mean "lora"? prefix:N, prompt:N, lora:R, ia3, norm, '
+                                         'bias, top:K and full are known'),
+                (["--tune", "lora:8:rank=2"], '--tune lora:8:rank=2: lora has no option "rank"; did you mean "lr"? lr, alpha, rslora, dropout, targets '
+                                              'are known'),
+                (["--tune", "lora:2+prefix:4", "--lr", "1e-2"],
+                 "--tune lora:2+prefix:4: --lr is the rate of a single part: write lr= at each of these"),
+                (["--tune", "lora:2", "--prefix-dropout", "0.1"], "--prefix-dropout: --tune lora:2 has no prefix"),
+                (["--tune", "lora:2", "--reparam", "8"], "--tune lora:2: no part of it takes --reparam: a prefix does"),
+                (["--tune", "top:9"], "top:9: this model has 3 layers"),
+                (["--tune", "prefix:4+prefix:8"], "--tune prefix:4+prefix:8: prefix is there twice"),
                 (["--tune", "prefix:127"], "127 virtual tokens leave no room in the model's context of 128"),
-                (["--init", "magic"], '--init "magic" is not known: data, random, zero, text:TEXT, text-file:FILE, adapter:FOLDER are'),
+                (["--init", "magic"], '--init "magic" is not known: data, random, zero, vocab, text:TEXT, text-file:FILE, adapter:FOLDER are'),
                 (["--init", "text:Hello"], "--init text needs the model's tokenizer, and the model has none"),
                 (["--max-row-tokens", "127"], "--max-row-tokens 127 and 20 virtual tokens exceed the model's context of 128"),
                 (["--template", "vicuna"], 'unknown chat template "vicuna"; known: chatml, smollm2, llama-2, llama-3, mistral, '

@@ -95,18 +95,37 @@ void run_read(const char *dir, const char *name, px_buf *out) {
   px_buf_free(&all);
 }
 
+static bool has(const char *dir, const char *name) {
+  char path[512];
+  snprintf(path, sizeof path, "%s/%s", dir, name);
+  return px_file_exists(path);
+}
+
+static void expect_same_file(const char *a, const char *b, const char *name) {
+  px_buf x = {0}, y = {0};
+  run_read(a, name, &x);
+  run_read(b, name, &y);
+  if (x.len != y.len || memcmp(x.data, y.data, x.len) != 0) fail_msg("%s of %s and %s differ", name, a, b);
+  px_buf_free(&x);
+  px_buf_free(&y);
+}
+
 void run_expect_same(const char *a, const char *b) {
-  static const char *const files[] = {"adapter_model.safetensors", "adapter_config.json",
-                                      "checkpoint/adapter_model.safetensors", "checkpoint/pfx_state.safetensors",
-                                      "metrics.jsonl"};
-  for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-    px_buf x = {0}, y = {0};
-    run_read(a, files[i], &x);
-    run_read(b, files[i], &y);
-    if (x.len != y.len || memcmp(x.data, y.data, x.len) != 0) fail_msg("%s of %s and %s differ", files[i], a, b);
-    px_buf_free(&x);
-    px_buf_free(&y);
-  }
+  static const char *const files[] = {"adapter_model.safetensors", "adapter_config.json", "pfx.json", "pfx_delta.safetensors"};
+  static const char *const always[] = {"checkpoint/pfx_state.safetensors", "metrics.jsonl"};
+  char name[96];
+  int compared = 0;
+  for (size_t i = 0; i < sizeof always / sizeof *always; i++) expect_same_file(a, b, always[i]);
+  for (int place = 0; place < 2; place++)
+    for (int part = -1; part < PX_PART_KINDS; part++)
+      for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(name, sizeof name, "%s%s%s%s", place ? "checkpoint/" : "", part < 0 ? "" : px_part_kind_name((px_part_kind)part), part < 0 ? "" : "/",
+                 files[i]);
+        if (!has(a, name) && !has(b, name)) continue;
+        expect_same_file(a, b, name);
+        compared++;
+      }
+  assert_true(compared >= 4);
 }
 
 static double number_of(const json_t *line, const char *key, bool needed) {

@@ -99,6 +99,23 @@ static void dropout_accumulation_and_token_batches_resume_exactly(void **state) 
   halves_equal_the_whole("mixed", o);
 }
 
+/* Every part, and parts together. */
+static void every_part_resumes_exactly(void **state) {
+  (void)state;
+  static const char *const tunes[] = {"prompt:3", "lora:2:dropout=0.2", "ia3", "norm", "bias", "top:1:lr=1e-3", "full:lr=1e-3", "prefix:4:frozen=1",
+                                      "prefix:3:layers=0,2", "prefix:3:lr=1e-2+prompt:2+lora:2:targets=all:lr=1e-3+ia3+norm+bias"};
+  char name[32];
+  for (size_t i = 0; i < sizeof tunes / sizeof *tunes; i++) {
+    px_train_options o = run_options(&place, "x");
+    o.tune = tunes[i];
+    o.lr = 0;
+    o.accumulate = 1 + (int)i % 2;
+    o.weight_decay = 0.01;
+    snprintf(name, sizeof name, "part%zu", i);
+    halves_equal_the_whole(name, o);
+  }
+}
+
 /* A child trains (or goes on) and is killed after a while; true when it ended by itself. */
 static bool train_and_kill(const px_train_options *options, int microseconds) {
   pid_t child = fork();
@@ -232,6 +249,7 @@ int main(void) {
       cmocka_unit_test(a_reparameterised_prefix_resumes_exactly),
       cmocka_unit_test(a_start_below_a_network_resumes_exactly),
       cmocka_unit_test(dropout_accumulation_and_token_batches_resume_exactly),
+      cmocka_unit_test(every_part_resumes_exactly),
       cmocka_unit_test(changed_data_is_refused),
       cmocka_unit_test(a_loss_that_is_not_finite_changes_nothing),
       cmocka_unit_test(an_occupied_folder_is_refused),
