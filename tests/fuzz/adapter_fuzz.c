@@ -49,7 +49,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   if (f.count != 1 || f.parts[0].kind >= PX_PART_BIAS || f.parts[0].tensor_count == 0) abort();
   const px_adapter_part *p = f.parts;
   const px_adapter_config *c = &p->config;
-  if (p->kind == PX_PART_PREFIX && (c->token_dim % c->heads || p->tensors[0].shape[1] != 2 * c->layers * c->token_dim)) abort();
+  if (p->kind == PX_PART_PREFIX && (c->token_dim % c->heads || p->tensors[0].shape[1] != 2 * c->layers * c->token_dim))
+    abort();
   if (p->kind <= PX_PART_PROMPT && p->tensors[0].shape[0] != c->virtual_tokens) abort();
   /* What was read can be written, and read again. */
   px_adapter_folder again;
