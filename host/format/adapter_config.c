@@ -11,8 +11,8 @@
 enum { SIZE_LIMIT = 1 << 20, NAMES_LIMIT = 1 << 14 };
 
 /* Per kind, the fields that pfx obeys or that cannot change a result. */
-#define EVERY_FIELD                                                                                          \
-  "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",      \
+#define EVERY_FIELD                                                                                     \
+  "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", \
       "runtime_config" /* PEFT ignores it too */, "task_type"
 #define PROMPT_FIELDS \
   EVERY_FIELD, "num_attention_heads", "num_layers", "num_transformer_submodules", "num_virtual_tokens", "token_dim"
@@ -25,9 +25,17 @@ static const char *const prompt_fields[] = {PROMPT_FIELDS, "prompt_tuning_init",
 static const char *const encoder_fields[] = {PROMPT_FIELDS, "encoder_dropout", "encoder_hidden_size",
                                              "encoder_num_layers", "encoder_reparameterization_type"};
 static const char *const lora_fields[] = {
-    EVERY_FIELD, "bias" /* below */, "fan_in_fan_out", "init_lora_weights" /* below */, "lora_alpha", "lora_dropout",
-    "megatron_core", "qalora_group_size", /* without meaning while megatron_config and use_qalora are off */
-    "r", "target_modules", "use_rslora"};
+    EVERY_FIELD,
+    "bias" /* below */,
+    "fan_in_fan_out",
+    "init_lora_weights" /* below */,
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_core",
+    "qalora_group_size", /* without meaning while megatron_config and use_qalora are off */
+    "r",
+    "target_modules",
+    "use_rslora"};
 static const char *const ia3_fields[] = {EVERY_FIELD, "fan_in_fan_out", "feedforward_modules", "init_ia3_weights",
                                          "target_modules"};
 static const char *const norm_fields[] = {EVERY_FIELD, "target_modules"};
@@ -39,10 +47,14 @@ static const struct {
   size_t field_count;
 } types[] = {
 #define FIELDS(list) list, sizeof list / sizeof *list
-    {"PREFIX_TUNING", PX_PART_PREFIX, FIELDS(prefix_fields)}, {"CARTRIDGE", PX_PART_PREFIX, FIELDS(prefix_fields)},
-    {"PFX_PREFIX_LAYERS", PX_PART_PREFIX, FIELDS(layers_fields)}, {"PROMPT_TUNING", PX_PART_PROMPT, FIELDS(prompt_fields)},
-    {"P_TUNING", PX_PART_PROMPT, FIELDS(encoder_fields)}, {"LORA", PX_PART_LORA, FIELDS(lora_fields)},
-    {"IA3", PX_PART_IA3, FIELDS(ia3_fields)}, {"LN_TUNING", PX_PART_NORM, FIELDS(norm_fields)},
+    {"PREFIX_TUNING", PX_PART_PREFIX, FIELDS(prefix_fields)},
+    {"CARTRIDGE", PX_PART_PREFIX, FIELDS(prefix_fields)},
+    {"PFX_PREFIX_LAYERS", PX_PART_PREFIX, FIELDS(layers_fields)},
+    {"PROMPT_TUNING", PX_PART_PROMPT, FIELDS(prompt_fields)},
+    {"P_TUNING", PX_PART_PROMPT, FIELDS(encoder_fields)},
+    {"LORA", PX_PART_LORA, FIELDS(lora_fields)},
+    {"IA3", PX_PART_IA3, FIELDS(ia3_fields)},
+    {"LN_TUNING", PX_PART_NORM, FIELDS(norm_fields)},
 #undef FIELDS
 };
 enum { TYPE_COUNT = sizeof types / sizeof *types };
@@ -54,7 +66,8 @@ static const struct {
     {"alora_invocation_tokens", "pfx does not switch an adapter on within a row"},
     {"alpha_pattern", "pfx has one lora_alpha for all modules"},
     {"arrow_config", "pfx does not route between adapters"},
-    {"exclude_modules", "pfx takes the modules that target_modules names and no exceptions; name those that are adapted"},
+    {"exclude_modules",
+     "pfx takes the modules that target_modules names and no exceptions; name those that are adapted"},
     {"ensure_weight_tying", "pfx adapts no tied embeddings"},
     {"kasa_config", "pfx has LoRA's plain scale alone"},
     {"layer_replication", "pfx does not repeat a model's layers"},
@@ -104,8 +117,8 @@ px_status px_adapter_refuse_unknown(const json_t *object, const char *name, cons
     if (i < count || is_default(value)) continue;
     if (strcmp(key, "modules_to_save") == 0)
       return px_fail(err, PX_BAD_FILE,
-                     "%s: field \"modules_to_save\" is set; pfx does not read modules that were trained beside %s", name,
-                     kind == PX_PART_PREFIX ? "a prefix" : "an adapter");
+                     "%s: field \"modules_to_save\" is set; pfx does not read modules that were trained beside %s",
+                     name, kind == PX_PART_PREFIX ? "a prefix" : "an adapter");
     for (i = 0; modules && i < sizeof refused / sizeof *refused; i++)
       if (strcmp(refused[i].key, key) == 0)
         return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" is set; %s", name, key, refused[i].reason);
@@ -128,8 +141,8 @@ static px_status read_size(const json_t *object, const char *name, const char *k
 }
 
 /* Copies the string, so that it outlives the object. */
-static px_status read_text(const json_t *object, const char *name, const char *key, const char *fallback, px_arena *arena,
-                           const char **out, px_error *err) {
+static px_status read_text(const json_t *object, const char *name, const char *key, const char *fallback,
+                           px_arena *arena, const char **out, px_error *err) {
   const char *text;
   *out = NULL;
   PX_TRY(px_json_str(object, name, key, fallback, &text, err));
@@ -145,7 +158,8 @@ static px_status read_names(const json_t *object, const char *name, const char *
   size_t count = json_array_size(array);
   if (json_is_string(array))
     return px_fail(err, PX_BAD_FILE,
-                   "%s: field \"%s\" is a pattern; pfx reads a list of names: write the modules that it matches", name, key);
+                   "%s: field \"%s\" is a pattern; pfx reads a list of names: write the modules that it matches", name,
+                   key);
   if ((array && !json_is_null(array) && !json_is_array(array)) || count > NAMES_LIMIT || (needed && count == 0))
     return px_fail(err, PX_BAD_FILE, "%s: field \"%s\" must be a list of module names%s", name, key,
                    needed ? ", at least one" : "");
@@ -164,7 +178,8 @@ static px_status read_names(const json_t *object, const char *name, const char *
 }
 
 /* PFX_PREFIX_LAYERS: ascending indices below num_layers. */
-static px_status read_layers(const json_t *object, const char *name, px_arena *arena, px_adapter_config *c, px_error *err) {
+static px_status read_layers(const json_t *object, const char *name, px_arena *arena, px_adapter_config *c,
+                             px_error *err) {
   const json_t *array = json_object_get(object, "layers");
   size_t count = json_array_size(array);
   int32_t *items = px_arena_alloc(arena, count, sizeof *items);
@@ -216,18 +231,21 @@ static px_status check_lora_start(const json_t *object, const char *name, px_err
   const char *text = json_string_value(start);
   for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++)
     if (strcmp(harmless[i], text) == 0) return PX_OK;
-  return px_fail(err, PX_BAD_FILE,
-                 "%s: field \"init_lora_weights\" is \"%s\", a start that changes the base model's weights, which the "
-                 "adapter does not hold; convert it with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion)",
-                 name, px_name_is_plain(text, strlen(text)) ? text : "?");
+  return px_fail(
+      err, PX_BAD_FILE,
+      "%s: field \"init_lora_weights\" is \"%s\", a start that changes the base model's weights, which the "
+      "adapter does not hold; convert it with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion)",
+      name, px_name_is_plain(text, strlen(text)) ? text : "?");
 }
 
-static px_status read_lora(const json_t *object, const char *name, px_arena *arena, px_adapter_config *c, px_error *err) {
+static px_status read_lora(const json_t *object, const char *name, px_arena *arena, px_adapter_config *c,
+                           px_error *err) {
   const char *bias;
   PX_TRY(px_json_str(object, name, "bias", "none", &bias, err));
   if (strcmp(bias, "none") != 0)
     return px_fail(err, PX_BAD_FILE,
-                   "%s: field \"bias\" is set; pfx does not read biases that were trained beside LoRA, only \"none\"", name);
+                   "%s: field \"bias\" is set; pfx does not read biases that were trained beside LoRA, only \"none\"",
+                   name);
   PX_TRY(check_lora_start(object, name, err));
   PX_TRY(read_size(object, name, "r", 1, &c->rank, err));
   PX_TRY(px_json_num(object, name, "lora_alpha", 8, &c->alpha, err));
@@ -240,7 +258,8 @@ static px_status read_lora(const json_t *object, const char *name, px_arena *are
   return read_names(object, name, "target_modules", true, arena, &c->target_modules, err);
 }
 
-static px_status read_ia3(const json_t *object, const char *name, px_arena *arena, px_adapter_config *c, px_error *err) {
+static px_status read_ia3(const json_t *object, const char *name, px_arena *arena, px_adapter_config *c,
+                          px_error *err) {
   PX_TRY(px_json_bool(object, name, "fan_in_fan_out", false, &c->fan_in_fan_out, err));
   PX_TRY(read_names(object, name, "target_modules", true, arena, &c->target_modules, err));
   return read_names(object, name, "feedforward_modules", false, arena, &c->feedforward_modules, err);
@@ -252,10 +271,11 @@ static px_status find_type(const char *peft_type, const char *name, size_t *type
     return px_fail(err, PX_BAD_FILE, "%s: field \"peft_type\" is missing; is it an adapter of PEFT?", name);
   for (*type = 0; *type < TYPE_COUNT; ++*type)
     if (strcmp(types[*type].type, peft_type) == 0) return PX_OK;
-  return px_fail(err, PX_BAD_FILE,
-                 "%s: field \"peft_type\" is \"%s\"; pfx reads PREFIX_TUNING, CARTRIDGE, PROMPT_TUNING, P_TUNING, LORA, IA3 "
-                 "and LN_TUNING",
-                 name, px_name_is_plain(peft_type, strlen(peft_type)) ? peft_type : "?");
+  return px_fail(
+      err, PX_BAD_FILE,
+      "%s: field \"peft_type\" is \"%s\"; pfx reads PREFIX_TUNING, CARTRIDGE, PROMPT_TUNING, P_TUNING, LORA, IA3 "
+      "and LN_TUNING",
+      name, px_name_is_plain(peft_type, strlen(peft_type)) ? peft_type : "?");
 }
 
 static px_status check_task(const json_t *object, const char *name, const char *task_type, px_error *err) {
@@ -273,7 +293,8 @@ static px_status check_task(const json_t *object, const char *name, const char *
 }
 
 /* What PEFT's files and pfx.json have in common. */
-static px_status read_origin(const json_t *object, const char *name, px_arena *arena, px_adapter_config *c, px_error *err) {
+static px_status read_origin(const json_t *object, const char *name, px_arena *arena, px_adapter_config *c,
+                             px_error *err) {
   PX_TRY(read_text(object, name, "base_model_name_or_path", NULL, arena, &c->base_model, err));
   PX_TRY(read_text(object, name, "revision", NULL, arena, &c->revision, err));
   PX_TRY(read_text(object, name, "task_type", "CAUSAL_LM", arena, &c->task_type, err));
@@ -307,7 +328,8 @@ px_status px_adapter_format_check(const json_t *object, const char *name, px_err
   int64_t format = 0;
   PX_TRY(px_json_int(object, name, "format", 0, &format, err));
   if (format != PX_ADAPTER_FORMAT)
-    return px_fail(err, PX_BAD_FILE, "%s: field \"format\" is %" PRId64 "; this pfx reads %d", name, format, PX_ADAPTER_FORMAT);
+    return px_fail(err, PX_BAD_FILE, "%s: field \"format\" is %" PRId64 "; this pfx reads %d", name, format,
+                   PX_ADAPTER_FORMAT);
   return PX_OK;
 }
 

@@ -30,16 +30,16 @@ typedef struct px_name_list {
 /* What the JSON says; strings and lists are owned by an arena (reading) or the caller (writing). Fields of other kinds
  * are 0. */
 typedef struct px_adapter_config {
-  const char *peft_type;    /* as above; "PFX_DELTA" for bias, top and full */
-  const char *base_model;   /* base_model_name_or_path; NULL is null */
-  const char *revision;     /* NULL is null */
-  const char *task_type;    /* "CAUSAL_LM" */
-  const char *init_weights; /* prefix: NULL is null, or "zero" */
-  int64_t virtual_tokens;   /* prefix, prompt */
-  int64_t layers, heads;    /* prefix: heads of keys and values; prompt: heads of queries */
-  int64_t token_dim;        /* prefix: numbers of a key; prompt: of an embedding */
-  int64_t hidden_size;      /* encoder_hidden_size; 0 is null */
-  int64_t frozen_tokens;    /* CARTRIDGE's num_frozen_tokens */
+  const char *peft_type;        /* as above; "PFX_DELTA" for bias, top and full */
+  const char *base_model;       /* base_model_name_or_path; NULL is null */
+  const char *revision;         /* NULL is null */
+  const char *task_type;        /* "CAUSAL_LM" */
+  const char *init_weights;     /* prefix: NULL is null, or "zero" */
+  int64_t virtual_tokens;       /* prefix, prompt */
+  int64_t layers, heads;        /* prefix: heads of keys and values; prompt: heads of queries */
+  int64_t token_dim;            /* prefix: numbers of a key; prompt: of an embedding */
+  int64_t hidden_size;          /* encoder_hidden_size; 0 is null */
+  int64_t frozen_tokens;        /* CARTRIDGE's num_frozen_tokens */
   const int32_t *chosen_layers; /* PFX_PREFIX_LAYERS: ascending; the others see no prefix */
   size_t chosen_count;
   const char *prompt_init;      /* PROMPT_TUNING: "RANDOM", "SAMPLE_VOCAB", "TEXT"; NULL is "RANDOM" */
@@ -48,18 +48,19 @@ typedef struct px_adapter_config {
   int64_t rank;                 /* LORA's r */
   double alpha, dropout;        /* the scale is alpha / r, or alpha / sqrt(r) with rank_stabilised */
   bool rank_stabilised;
-  bool fan_in_fan_out;               /* LORA, IA3: the base keeps matrices [in, out], as GPT-2 does */
-  px_name_list target_modules;       /* LORA, IA3, LN_TUNING: whole names, or their ends behind a dot */
-  px_name_list feedforward_modules;  /* IA3: these scale their input */
-  int64_t top_layers;                /* top:K */
+  bool fan_in_fan_out;              /* LORA, IA3: the base keeps matrices [in, out], as GPT-2 does */
+  px_name_list target_modules;      /* LORA, IA3, LN_TUNING: whole names, or their ends behind a dot */
+  px_name_list feedforward_modules; /* IA3: these scale their input */
+  int64_t top_layers;               /* top:K */
 } px_adapter_config;
 
 /* One tensor of a part in memory. */
 typedef struct px_part_tensor {
   const char *module; /* Hugging Face name, without PEFT's "base_model.model."; "" for a prefix or prompt */
-  const char *role;   /* "prompt_embeddings", "lora_A" [r, in], "lora_B" [out, r], "ia3_l" [out, 1] or [1, in], "weight", "bias" */
-  int dims;           /* 1 or 2 */
-  int64_t shape[2];   /* as in the file; a delta's matrices as the base keeps them */
+  const char *
+      role; /* "prompt_embeddings", "lora_A" [r, in], "lora_B" [out, r], "ia3_l" [out, 1] or [1, in], "weight", "bias" */
+  int dims;         /* 1 or 2 */
+  int64_t shape[2]; /* as in the file; a delta's matrices as the base keeps them */
   const float *values;
 } px_part_tensor;
 
@@ -103,7 +104,7 @@ px_status px_adapter_part_write(const char *path, const px_adapter_part *part, c
 
 /* Writes every part to `path`/<kind>, and pfx.json with the digests of their files last: a reader never takes a mixture of
  * old and new parts for an adapter. Two parts of a kind are PX_INVALID. */
-px_status px_adapter_hybrid_write(const char *path, const px_adapter_part *parts, size_t count,
-                                  const px_meta *metadata, size_t metadata_count, px_error *err);
+px_status px_adapter_hybrid_write(const char *path, const px_adapter_part *parts, size_t count, const px_meta *metadata,
+                                  size_t metadata_count, px_error *err);
 
 #endif

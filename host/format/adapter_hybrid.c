@@ -26,20 +26,24 @@ typedef struct entry {
 /* One item of "parts", its fields checked. */
 static px_status read_entry(const json_t *item, const char *name, size_t index, entry *out, px_error *err) {
   static const char *const fields[] = {"part", "folder", "files"};
-  if (!json_is_object(item)) return px_fail(err, PX_BAD_FILE, "%s: \"parts\": item %zu must be a JSON object", name, index);
+  if (!json_is_object(item))
+    return px_fail(err, PX_BAD_FILE, "%s: \"parts\": item %zu must be a JSON object", name, index);
   PX_TRY(px_adapter_refuse_unknown(item, name, fields, sizeof fields / sizeof *fields, PX_PART_FULL, err));
   PX_TRY(px_json_str(item, name, "part", "", &out->part, err));
   PX_TRY(px_json_str(item, name, "folder", "", &out->folder, err));
   out->files = json_object_get(item, "files");
   if (!px_part_kind_find(out->part, &out->kind))
-    return px_fail(err, PX_BAD_FILE, "%s: \"parts\": item %zu: \"part\" must be prefix, prompt, lora, ia3, norm, bias, top or full",
-                   name, index);
+    return px_fail(err, PX_BAD_FILE,
+                   "%s: \"parts\": item %zu: \"part\" must be prefix, prompt, lora, ia3, norm, bias, top or full", name,
+                   index);
   /* A folder beside pfx.json, nothing else. */
   if (!*out->folder || out->folder[0] == '.' || strchr(out->folder, '/') ||
       !px_name_is_plain(out->folder, strlen(out->folder)))
-    return px_fail(err, PX_BAD_FILE, "%s: part %s: \"folder\" must be the name of a folder beside pfx.json", name, out->part);
+    return px_fail(err, PX_BAD_FILE, "%s: part %s: \"folder\" must be the name of a folder beside pfx.json", name,
+                   out->part);
   if (json_object_size(out->files) != 2)
-    return px_fail(err, PX_BAD_FILE, "%s: part %s: \"files\" must name its two files and their SHA-256", name, out->part);
+    return px_fail(err, PX_BAD_FILE, "%s: part %s: \"files\" must name its two files and their SHA-256", name,
+                   out->part);
   return PX_OK;
 }
 
@@ -52,14 +56,16 @@ static px_status check_file(const char *folder, const char *name, const entry *e
   if (snprintf(path, sizeof path, "%s/%s/%s", folder, e->folder, file) >= (int)sizeof path)
     return px_fail(err, PX_BAD_FILE, "%s: part %s: its path is too long", name, e->part);
   if (!px_file_exists(path))
-    return px_fail(err, PX_BAD_FILE, "%s: is missing; it belongs to part %s of a hybrid adapter: get the whole folder again",
-                   path, e->part);
+    return px_fail(err, PX_BAD_FILE,
+                   "%s: is missing; it belongs to part %s of a hybrid adapter: get the whole folder again", path,
+                   e->part);
   PX_TRY(digest(path, hex, err));
   if (strcmp(hex, want) != 0)
-    return px_fail(err, PX_BAD_FILE,
-                   "%s: is not the file that pfx.json names (SHA-256 differs): part %s was exchanged or damaged, or writing it "
-                   "was interrupted; get the whole folder again, or write it again",
-                   path, e->part);
+    return px_fail(
+        err, PX_BAD_FILE,
+        "%s: is not the file that pfx.json names (SHA-256 differs): part %s was exchanged or damaged, or writing it "
+        "was interrupted; get the whole folder again, or write it again",
+        path, e->part);
   return PX_OK;
 }
 
@@ -79,7 +85,8 @@ static px_status read_one(const char *folder, const char *name, const entry *e, 
   return PX_OK;
 }
 
-px_status px_hybrid_read(const char *folder, const json_t *object, const char *name, px_adapter_folder *out, px_error *err) {
+px_status px_hybrid_read(const char *folder, const json_t *object, const char *name, px_adapter_folder *out,
+                         px_error *err) {
   static const char *const fields[] = {"format", "parts"};
   const json_t *parts = json_object_get(object, "parts");
   PX_TRY(px_adapter_format_check(object, name, err));
@@ -108,7 +115,8 @@ static px_status add_entry(const char *folder, px_part_kind kind, json_t *list, 
     char hex[65];
     px_buf path = {0};
     px_buf_printf(&path, "%s/%s", folder, files[i]);
-    status = path.failed ? px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", folder) : digest(path.data, hex, err);
+    status =
+        path.failed ? px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", folder) : digest(path.data, hex, err);
     if (status == PX_OK && json_object_set_new(digests, files[i], json_string(hex)) != 0)
       status = px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", folder);
     px_buf_free(&path);
@@ -118,7 +126,8 @@ static px_status add_entry(const char *folder, px_part_kind kind, json_t *list, 
     return status;
   }
   json_t *item = json_pack("{s:o, s:s, s:s}", "files", digests, "folder", part, "part", part);
-  return json_array_append_new(list, item) == 0 ? PX_OK : px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", folder);
+  return json_array_append_new(list, item) == 0 ? PX_OK
+                                                : px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", folder);
 }
 
 static px_status write_parts(const char *path, const px_adapter_part *parts, size_t count, const px_meta *metadata,
@@ -145,8 +154,8 @@ static px_status check(const char *path, const px_adapter_part *parts, size_t co
   return PX_OK;
 }
 
-px_status px_adapter_hybrid_write(const char *path, const px_adapter_part *parts, size_t count,
-                                  const px_meta *metadata, size_t metadata_count, px_error *err) {
+px_status px_adapter_hybrid_write(const char *path, const px_adapter_part *parts, size_t count, const px_meta *metadata,
+                                  size_t metadata_count, px_error *err) {
   PX_TRY(check(path, parts, count, err));
   px_buf text = {0}, file = {0};
   px_buf_printf(&file, "%s/adapter_config.json", path);
@@ -160,7 +169,8 @@ px_status px_adapter_hybrid_write(const char *path, const px_adapter_part *parts
   if (status == PX_OK) status = px_json_dump(object, &text, err);
   file.len = 0;
   px_buf_printf(&file, "%s/pfx.json", path);
-  if (status == PX_OK && (file.failed || text.failed)) status = px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", path);
+  if (status == PX_OK && (file.failed || text.failed))
+    status = px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", path);
   if (status == PX_OK) status = px_file_write(file.data, text.data, text.len, err);
   json_decref(object);
   json_decref(list);

@@ -41,6 +41,7 @@ px_status px_part_config_make(const char *path, const px_adapter_part *part, px_
 /* Reads the part that stands in `folder` (one without its own parts). */
 px_status px_part_read(const char *folder, px_arena *arena, px_adapter_part *part, px_error *err);
 /* Reads the parts that pfx.json names. */
-px_status px_hybrid_read(const char *folder, const json_t *object, const char *name, px_adapter_folder *out, px_error *err);
+px_status px_hybrid_read(const char *folder, const json_t *object, const char *name, px_adapter_folder *out,
+                         px_error *err);
 
 #endif

@@ -19,7 +19,9 @@ static void set(maker *m, const char *key, json_t *value) {
   if (json_object_set_new(m->object, key, value) != 0 && !m->failed) m->failed = key;
 }
 
-static void set_text(maker *m, const char *key, const char *text) { set(m, key, text ? json_string(text) : json_null()); }
+static void set_text(maker *m, const char *key, const char *text) {
+  set(m, key, text ? json_string(text) : json_null());
+}
 static void set_flag(maker *m, const char *key, bool value) { set(m, key, json_boolean(value)); }
 static void set_int(maker *m, const char *key, int64_t value) { set(m, key, json_integer(value)); }
 
@@ -71,10 +73,23 @@ static void make_prompt(maker *m, const px_adapter_config *c) {
 }
 
 static void make_lora(maker *m, const px_adapter_config *c) {
-  static const char *const nulls[] = {"alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "exclude_modules",
-                                      "kasa_config", "layer_replication", "layers_pattern", "layers_to_transform",
-                                      "lora_ga_config", "megatron_config", "monteclora_config", "target_parameters",
-                                      "trainable_token_indices", "use_bdlora", "velora_config", NULL};
+  static const char *const nulls[] = {"alora_invocation_tokens",
+                                      "arrow_config",
+                                      "corda_config",
+                                      "eva_config",
+                                      "exclude_modules",
+                                      "kasa_config",
+                                      "layer_replication",
+                                      "layers_pattern",
+                                      "layers_to_transform",
+                                      "lora_ga_config",
+                                      "megatron_config",
+                                      "monteclora_config",
+                                      "target_parameters",
+                                      "trainable_token_indices",
+                                      "use_bdlora",
+                                      "velora_config",
+                                      NULL};
   set_nulls(m, nulls);
   set(m, "alpha_pattern", json_object());
   set_text(m, "bias", "none");

@@ -22,7 +22,9 @@ static bool holds(const char *folder, const char *name) {
   return found;
 }
 
-static bool holds_adapter(const char *folder) { return holds(folder, "adapter_config.json") || holds(folder, "pfx.json"); }
+static bool holds_adapter(const char *folder) {
+  return holds(folder, "adapter_config.json") || holds(folder, "pfx.json");
+}
 
 /* Looks for adapters below `path`: the first one's folder (to free), their number, and their names for a message. */
 static char *find_below(const char *path, DIR *dir, size_t *count, px_buf *names) {
@@ -128,10 +130,11 @@ static px_status read_manifest(const char *folder, px_arena *arena, const char *
   if (!*name) return px_fail(err, PX_NO_MEMORY, "no memory for a path");
   if (!px_file_exists(*name)) return PX_OK;
   if (holds(folder, "adapter_config.json"))
-    return px_fail(err, PX_BAD_FILE,
-                   "%s: holds pfx.json and adapter_config.json, two adapters; move one of them, with its tensors, to another "
-                   "folder",
-                   folder);
+    return px_fail(
+        err, PX_BAD_FILE,
+        "%s: holds pfx.json and adapter_config.json, two adapters; move one of them, with its tensors, to another "
+        "folder",
+        folder);
   PX_TRY(px_json_read(*name, object, err));
   return json_is_object(*object) ? PX_OK : px_fail(err, PX_BAD_FILE, "%s: must hold a JSON object", *name);
 }

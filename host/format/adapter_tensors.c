@@ -33,7 +33,8 @@ const char *px_adapter_model_name(px_part_kind kind) {
 
 const px_part_tensor *px_part_find(const px_adapter_part *part, const char *module, const char *role) {
   for (size_t i = 0; i < part->tensor_count; i++)
-    if (strcmp(part->tensors[i].role, role) == 0 && strcmp(part->tensors[i].module, module) == 0) return &part->tensors[i];
+    if (strcmp(part->tensors[i].role, role) == 0 && strcmp(part->tensors[i].module, module) == 0)
+      return &part->tensors[i];
   return NULL;
 }
 
@@ -82,7 +83,8 @@ char *px_part_tensor_name(const px_part_tensor *t, px_part_kind kind, px_arena *
 }
 
 /* Sets module and role from the name in the file. */
-static px_status parse_name(const px_tensor_view *view, px_part_kind kind, px_arena *arena, px_part_tensor *t, px_error *err) {
+static px_status parse_name(const px_tensor_view *view, px_part_kind kind, px_arena *arena, px_part_tensor *t,
+                            px_error *err) {
   const char *name = view->name;
   if (is_prompt_like(kind)) {
     if (strcmp(name, "prompt_embeddings") != 0)
@@ -109,7 +111,8 @@ static px_status parse_name(const px_tensor_view *view, px_part_kind kind, px_ar
       [PX_PART_BIAS] = "<module>.bias",
       [PX_PART_TOP] = "<module>.weight and .bias",
       [PX_PART_FULL] = "<module>.weight and .bias"};
-  return px_fail(err, PX_BAD_FILE, "%s: holds tensor \"%s\"; pfx reads %s here and nothing else", view->file, name, wanted[kind]);
+  return px_fail(err, PX_BAD_FILE, "%s: holds tensor \"%s\"; pfx reads %s here and nothing else", view->file, name,
+                 wanted[kind]);
 }
 
 /* --- reading --- */
@@ -134,18 +137,23 @@ static px_status read_values(const px_tensor_view *view, px_arena *arena, px_par
                      "%s: tensor \"%s\" is not finite at row %" PRId64 ", column %" PRId64
                      "; its training failed, train it again",
                      view->file, view->name, i / columns, i % columns);
-    return px_fail(err, PX_BAD_FILE, "%s: tensor \"%s\" is not finite at %" PRId64 "; its training failed, train it again",
-                   view->file, view->name, i);
+    return px_fail(err, PX_BAD_FILE,
+                   "%s: tensor \"%s\" is not finite at %" PRId64 "; its training failed, train it again", view->file,
+                   view->name, i);
   }
   t->values = values;
   return PX_OK;
 }
 
 static px_status check_dims(const px_tensor_view *view, px_part_kind kind, px_error *err) {
-  int least = kind == PX_PART_NORM || is_delta(kind) ? 1 : 2, most = kind == PX_PART_NORM || kind == PX_PART_BIAS ? 1 : 2;
+  int least = kind == PX_PART_NORM || is_delta(kind) ? 1 : 2,
+      most = kind == PX_PART_NORM || kind == PX_PART_BIAS ? 1 : 2;
   if (view->dims >= least && view->dims <= most) return PX_OK;
-  return px_fail(err, PX_BAD_FILE, "%s: tensor \"%s\" has %d dimensions; it must have %s", view->file, view->name, view->dims,
-                 least < most ? "1 or 2" : most == 1 ? "1" : "2");
+  return px_fail(err, PX_BAD_FILE, "%s: tensor \"%s\" has %d dimensions; it must have %s", view->file, view->name,
+                 view->dims,
+                 least < most ? "1 or 2"
+                 : most == 1  ? "1"
+                              : "2");
 }
 
 static px_status check_type(const px_tensor_view *view, px_error *err) {
@@ -217,7 +225,9 @@ px_status px_part_check_layers(const px_adapter_part *part, const char *file, px
       for (int64_t i = 0; i < 2 * c->token_dim; i++)
         if (row[i] != 0)
           return px_fail(err, refusal,
-                         "%s: tensor \"prompt_embeddings\" is not zero in layer %" PRId64 ", which \"layers\" leaves out", file, l);
+                         "%s: tensor \"prompt_embeddings\" is not zero in layer %" PRId64
+                         ", which \"layers\" leaves out",
+                         file, l);
     }
   }
   return PX_OK;
@@ -229,10 +239,12 @@ static px_status check_lora(const px_adapter_part *part, const px_part_tensor *t
   int64_t rank = part->config.rank;
   bool is_a = strcmp(t->role, "lora_A") == 0;
   if (t->shape[is_a ? 0 : 1] != rank || t->shape[is_a ? 1 : 0] < 1)
-    return px_fail(err, refusal, "%s: tensor \"%s\" has shape [%" PRId64 ", %" PRId64 "]; with r %" PRId64 " it must be [%s]",
-                   file, name, t->shape[0], t->shape[1], rank, is_a ? "r, in" : "out, r");
+    return px_fail(err, refusal,
+                   "%s: tensor \"%s\" has shape [%" PRId64 ", %" PRId64 "]; with r %" PRId64 " it must be [%s]", file,
+                   name, t->shape[0], t->shape[1], rank, is_a ? "r, in" : "out, r");
   if (!has_partner(part, t, is_a ? "lora_B" : "lora_A"))
-    return px_fail(err, refusal, "%s: tensor \"%s\" is there, but no %s of that module; the adapter is incomplete, get it again",
+    return px_fail(err, refusal,
+                   "%s: tensor \"%s\" is there, but no %s of that module; the adapter is incomplete, get it again",
                    file, name, is_a ? "lora_B" : "lora_A");
   return PX_OK;
 }
@@ -261,7 +273,8 @@ static px_status check_one(const px_adapter_part *part, const px_part_tensor *t,
   if (part->kind == PX_PART_LORA) return check_lora(part, t, name, file, refusal, err);
   if (part->kind == PX_PART_IA3) return check_ia3(part, t, name, file, refusal, err);
   if (part->kind == PX_PART_NORM && strcmp(t->role, "bias") == 0 && !has_partner(part, t, "weight"))
-    return px_fail(err, refusal, "%s: tensor \"%s\" is there, but no weight of that norm; the adapter is incomplete, get it again",
+    return px_fail(err, refusal,
+                   "%s: tensor \"%s\" is there, but no weight of that norm; the adapter is incomplete, get it again",
                    file, name);
   return PX_OK;
 }
@@ -273,7 +286,8 @@ static px_status check_targets(const px_adapter_part *part, const char *file, px
     size_t k = 0;
     while (k < part->tensor_count && !matches(part->tensors[k].module, targets.items[i])) k++;
     if (k == part->tensor_count)
-      return px_fail(err, refusal, "%s: holds no tensor for \"%s\", which target_modules names", file, targets.items[i]);
+      return px_fail(err, refusal, "%s: holds no tensor for \"%s\", which target_modules names", file,
+                     targets.items[i]);
   }
   return PX_OK;
 }

@@ -15,15 +15,16 @@ static px_status check_config(const char *path, const px_adapter_part *part, px_
       if (c->virtual_tokens < 1 || c->layers < 1 || c->heads < 1 || c->token_dim < 1 || c->token_dim % c->heads ||
           c->hidden_size < 0)
         return px_fail(err, PX_INVALID,
-                       "%s: a prefix of %" PRId64 " tokens for %" PRId64 " layers, %" PRId64 " heads and token_dim %" PRId64
-                       " cannot be",
+                       "%s: a prefix of %" PRId64 " tokens for %" PRId64 " layers, %" PRId64
+                       " heads and token_dim %" PRId64 " cannot be",
                        path, c->virtual_tokens, c->layers, c->heads, c->token_dim);
       if (c->frozen_tokens < 0 || c->frozen_tokens > c->virtual_tokens)
-        return px_fail(err, PX_INVALID, "%s: %" PRId64 " of %" PRId64 " tokens cannot be frozen", path, c->frozen_tokens,
-                       c->virtual_tokens);
+        return px_fail(err, PX_INVALID, "%s: %" PRId64 " of %" PRId64 " tokens cannot be frozen", path,
+                       c->frozen_tokens, c->virtual_tokens);
       for (size_t i = 0; i < c->chosen_count; i++)
         if (c->chosen_layers[i] < (i ? c->chosen_layers[i - 1] + 1 : 0) || c->chosen_layers[i] >= c->layers)
-          return px_fail(err, PX_INVALID, "%s: the layers of a prefix must be ascending and below %" PRId64, path, c->layers);
+          return px_fail(err, PX_INVALID, "%s: the layers of a prefix must be ascending and below %" PRId64, path,
+                         c->layers);
       if (c->chosen_count && c->frozen_tokens)
         return px_fail(err, PX_INVALID, "%s: a prefix on chosen layers with frozen tokens has no form on disk", path);
       return PX_OK;
@@ -33,8 +34,8 @@ static px_status check_config(const char *path, const px_adapter_part *part, px_
                      c->virtual_tokens, c->token_dim);
     case PX_PART_LORA:
       if (c->rank >= 1 && isfinite(c->alpha) && c->dropout >= 0 && c->dropout < 1) return PX_OK;
-      return px_fail(err, PX_INVALID, "%s: LoRA of rank %" PRId64 ", alpha %g and dropout %g cannot be", path, c->rank, c->alpha,
-                     c->dropout);
+      return px_fail(err, PX_INVALID, "%s: LoRA of rank %" PRId64 ", alpha %g and dropout %g cannot be", path, c->rank,
+                     c->alpha, c->dropout);
     case PX_PART_TOP:
       if (c->top_layers >= 1) return PX_OK;
       return px_fail(err, PX_INVALID, "%s: the last %" PRId64 " layers cannot be", path, c->top_layers);
@@ -52,8 +53,9 @@ static px_status check_values(const char *path, const px_adapter_part *part, px_
       if (part->dtype == PX_F16) x = px_f16_to_f32(px_f32_to_f16(x)); /* which may overflow */
       if (part->dtype == PX_BF16) x = px_bf16_to_f32(px_f32_to_bf16(x));
       if (isfinite(x)) continue;
-      return px_fail(err, PX_NOT_FINITE, "%s: the %s%s%s is not finite at row %" PRId64 ", column %" PRId64 "; it is not written",
-                     path, px_part_kind_name(part->kind), *t->module ? " of " : "", t->module, k / columns, k % columns);
+      return px_fail(err, PX_NOT_FINITE,
+                     "%s: the %s%s%s is not finite at row %" PRId64 ", column %" PRId64 "; it is not written", path,
+                     px_part_kind_name(part->kind), *t->module ? " of " : "", t->module, k / columns, k % columns);
     }
   }
   return PX_OK;
@@ -87,13 +89,13 @@ static px_status make_views(const char *path, const px_adapter_part *part, px_ar
 
 static int by_key(const void *a, const void *b) { return strcmp(((const px_meta *)a)->key, ((const px_meta *)b)->key); }
 
-static px_status write_model(const char *path, const px_adapter_part *part, const px_meta *metadata, size_t metadata_count,
-                             px_error *err) {
+static px_status write_model(const char *path, const px_adapter_part *part, const px_meta *metadata,
+                             size_t metadata_count, px_error *err) {
   px_arena arena = {0};
   px_tensor_view *views = NULL;
   px_meta *all = px_arena_alloc(&arena, metadata_count + 1, sizeof *all);
-  px_status status = all ? make_views(path, part, &arena, &views, err)
-                         : px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", path);
+  px_status status =
+      all ? make_views(path, part, &arena, &views, err) : px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", path);
   if (status == PX_OK) {
     all[0] = (px_meta){"format", "pt"};
     if (metadata_count) memcpy(all + 1, metadata, metadata_count * sizeof *all);
@@ -132,7 +134,8 @@ static px_status write_files(const char *path, const px_adapter_part *part, cons
 
 px_status px_adapter_part_write(const char *path, const px_adapter_part *part, const px_meta *metadata,
                                 size_t metadata_count, px_error *err) {
-  if ((unsigned)part->kind >= PX_PART_KINDS || (part->dtype != PX_F32 && part->dtype != PX_F16 && part->dtype != PX_BF16))
+  if ((unsigned)part->kind >= PX_PART_KINDS ||
+      (part->dtype != PX_F32 && part->dtype != PX_F16 && part->dtype != PX_BF16))
     return px_fail(err, PX_INVALID, "%s: kind %d with tensors of type %s has no form on disk", path, (int)part->kind,
                    px_dtype_name(part->dtype));
   PX_TRY(check_config(path, part, err));

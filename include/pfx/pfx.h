@@ -157,13 +157,15 @@ PFX_API pfx_status pfx_tokenizer_decode(const pfx_tokenizer *tokenizer, const in
 
 typedef struct pfx_adapter pfx_adapter;
 
-/* A folder in PEFT's format (PREFIX_TUNING, CARTRIDGE). */
+/* A folder in PEFT's format (PREFIX_TUNING, CARTRIDGE, PROMPT_TUNING, P_TUNING, LORA, IA3, LN_TUNING), a delta of pfx's own,
+ * or a hybrid: a folder for each part and pfx.json. What pfx does not have is refused by name. */
 PFX_API pfx_status pfx_adapter_open(const char *path, pfx_adapter **adapter, pfx_error *err);
 PFX_API void pfx_adapter_close(pfx_adapter *adapter);
 
 typedef struct pfx_adapter_info {
-  const char *path, *kind;      /* "PREFIX_TUNING" */
-  int32_t virtual_tokens, layers, kv_heads, head_dim;
+  const char *path, *kind;      /* "PREFIX_TUNING"; a hybrid's parts are joined: "PREFIX_TUNING+LORA" */
+  int32_t virtual_tokens;       /* prefix and prompt together */
+  int32_t layers, kv_heads, head_dim; /* of the prefix; 0 where there is none */
   const char *base_model;       /* as the file names it; NULL: not said */
   const char *base, *arch;      /* digests of the model it was trained on; NULL: the file carries none */
   const char *training;         /* JSON summary of its training; NULL: none */
@@ -209,7 +211,8 @@ static inline pfx_kv_target pfx_kv_target_init(void) {
 }
 
 /* Writes one layer of the prefix into the target; keys are final (no rotary embedding is to be applied), and the first
- * real token has position `virtual_tokens`. `stream` must be NULL on the CPU. */
+ * real token has position `virtual_tokens`. `stream` must be NULL on the CPU. An adapter that is more or other than a
+ * prefix on all layers is PFX_INVALID. */
 PFX_API pfx_status pfx_adapter_write_kv(const pfx_adapter *adapter, int32_t layer, const pfx_kv_target *target, void *stream, pfx_error *err);
 
 /* ---- Data ------------------------------------------------------------------------------------------------------------ */

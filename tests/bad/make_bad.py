@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Writes the damaged files of this folder, one fault each, named after it, and messages.txt: the path of each and, after
 a tab, the exact message that a user must see. bad_files_test.c opens every one. Needs Python alone."""
+import hashlib
 import json
 import os
 import shutil
@@ -326,6 +327,191 @@ def make_adapter_models():
                 "train it again", prefix=GOOD[:-4] + struct.pack("<f", value))
 
 
+# What every file of PEFT's says.
+COMMON = {"auto_mapping": None, "base_model_name_or_path": None, "inference_mode": True, "modules_to_save": None,
+          "peft_version": "0.21.2", "revision": None, "task_type": "CAUSAL_LM"}
+LORA = {**COMMON, "peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q"], "bias": "none", "rank_pattern": {},
+        "init_lora_weights": True, "use_dora": False, "layers_to_transform": None}
+IA3 = {**COMMON, "peft_type": "IA3", "target_modules": ["k", "down"], "feedforward_modules": ["down"]}
+NORM = {**COMMON, "peft_type": "LN_TUNING", "target_modules": ["norm"]}
+PROMPT = {**COMMON, "peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, "token_dim": 4, "num_layers": 1,
+          "num_attention_heads": 1, "num_transformer_submodules": 1, "prompt_tuning_init": "RANDOM"}
+
+
+def model_of(shapes, last=1.0, dtype="F32"):
+    """Tensors name -> shape, numbered values, the last one as given."""
+    header, count = {}, 0
+    for name, shape in shapes.items():
+        size = 4
+        for n in shape:
+            size *= n
+        header[name] = entry(dtype, shape, (count, count + size))
+        count += size
+    return tensors(header, struct.pack(f"<{count // 4}f", *range(count // 4 - 1), last))
+
+
+A, B = "base_model.model.x.q.lora_A.weight", "base_model.model.x.q.lora_B.weight"
+GOOD_LORA = {A: (1, 3), B: (2, 1)}
+
+
+def part(name, message, config, shapes, **fields):
+    adapter(name, message, json.dumps({**config, **fields}).encode(), shapes if isinstance(shapes, bytes) else model_of(shapes))
+
+
+def make_lora():
+    def field(key, value, reason):
+        part(f"lora_{key}", f'CONFIG: field "{key}" is set; {reason}', LORA, GOOD_LORA, **{key: value})
+
+    field("use_dora", True, "pfx does not scale weights by their norms, as DoRA does")
+    field("rank_pattern", {"q": 4}, "pfx has one rank for all modules")
+    field("alpha_pattern", {"q": 4}, "pfx has one lora_alpha for all modules")
+    field("layers_to_transform", [1], "pfx adapts a module in all layers; name single modules in target_modules instead")
+    field("modules_to_save", ["lm_head"], "pfx does not read modules that were trained beside an adapter")
+    field("bias", "all", 'pfx does not read biases that were trained beside LoRA, only "none"')
+    field("exclude_modules", ["y"], "pfx takes the modules that target_modules names and no exceptions; name those that are "
+          "adapted")
+    field("trainable_token_indices", [3], "pfx trains no single rows of the vocabulary")
+    field("target_parameters", ["x"], "pfx adapts modules, not single parameters")
+    field("use_qalora", True, "pfx has plain LoRA alone")
+    part("lora_start_pissa", 'CONFIG: field "init_lora_weights" is "pissa", a start that changes the base model\'s weights, '
+         "which the adapter does not hold; convert it with PEFT's save_pretrained(..., "
+         "path_initial_model_for_weight_conversion)", LORA, GOOD_LORA, init_lora_weights="pissa")
+    part("lora_unknown_field", 'CONFIG: field "use_warp" is set, and pfx does not know what it means; remove it, or set it to '
+         "null, if the adapter does not depend on it", LORA, GOOD_LORA, use_warp=True)
+    part("lora_rank_zero", 'CONFIG: field "r" must be an integer from 1 to 1048576', LORA, GOOD_LORA, r=0)
+    part("lora_alpha_is_text", 'CONFIG: field "lora_alpha" must be a number', LORA, GOOD_LORA, lora_alpha="x")
+    part("lora_dropout_one", 'CONFIG: field "lora_dropout" must be from 0 to below 1', LORA, GOOD_LORA, lora_dropout=1.0)
+    part("lora_targets_null", 'CONFIG: field "target_modules" must be a list of module names, at least one', LORA, GOOD_LORA,
+         target_modules=None)
+    part("lora_targets_pattern", 'CONFIG: field "target_modules" is a pattern; pfx reads a list of names: write the modules '
+         "that it matches", LORA, GOOD_LORA, target_modules=".*q")
+    part("lora_target_is_number", 'CONFIG: field "target_modules": item 1 must be the name of a module', LORA, GOOD_LORA,
+         target_modules=["q", 3])
+    part("lora_no_tensors", "MODEL: holds no tensors", LORA, tensors({}))
+    part("lora_b_missing", f'MODEL: tensor "{A}" is there, but no lora_B of that module; the adapter is incomplete, get it '
+         "again", LORA, {A: (1, 3)})
+    part("lora_a_missing", f'MODEL: tensor "{B}" is there, but no lora_A of that module; the adapter is incomplete, get it '
+         "again", LORA, {B: (2, 1)})
+    part("lora_other_rank", f'MODEL: tensor "{A}" has shape [1, 3]; with r 2 it must be [r, in]', LORA, GOOD_LORA, r=2)
+    part("lora_b_transposed", f'MODEL: tensor "{B}" has shape [1, 2]; with r 1 it must be [out, r]', LORA,
+         {A: (1, 3), B: (1, 2)})
+    part("lora_one_dimension", f'MODEL: tensor "{A}" has 1 dimensions; it must have 2', LORA, {A: (3,), B: (2, 1)})
+    part("lora_of_integers", f'MODEL: tensor "{A}" has type i32; it must be f32, f16 or bf16', LORA,
+         model_of(GOOD_LORA, dtype="I32"))
+    part("lora_not_a_number", f'MODEL: tensor "{B}" is not finite at row 1, column 0; its training failed, train it again', LORA,
+         model_of(GOOD_LORA, float("nan")))
+    part("lora_cut_short", f'MODEL: tensor "{B}" ends at byte 20 of the data, but only 16 are there; the file is cut short: '
+         "get it again", LORA, model_of(GOOD_LORA)[:-4])
+    part("lora_on_embedding", 'MODEL: holds tensor "base_model.model.x.q.lora_embedding_A"; pfx reads '
+         "base_model.model.<module>.lora_A.weight and .lora_B.weight here and nothing else", LORA,
+         {**GOOD_LORA, "base_model.model.x.q.lora_embedding_A": (1, 3)})
+    part("lora_without_prefix", 'MODEL: holds tensor "x.q.lora_A.weight"; pfx reads base_model.model.<module>.lora_A.weight '
+         "and .lora_B.weight here and nothing else", LORA, {"x.q.lora_A.weight": (1, 3)})
+    part("lora_beyond_targets", f'MODEL: tensor "{A}" is of a module that target_modules does not name'.replace(".x.q.", ".x.o."),
+         LORA, {**GOOD_LORA, A.replace("x.q", "x.o"): (1, 3), B.replace("x.q", "x.o"): (2, 1)})
+    part("lora_target_without_tensor", 'MODEL: holds no tensor for "v", which target_modules names', LORA, GOOD_LORA,
+         target_modules=["q", "v"])
+
+
+def make_other_parts():
+    k, down, norm = (f"base_model.model.x.{name}" for name in ("k.ia3_l", "down.ia3_l", "norm.ln_tuning_layers"))
+    part("ia3_output_as_input", f'MODEL: tensor "{k}" has shape [1, 3]; outside feedforward_modules it must be [out, 1]', IA3,
+         {k: (1, 3), down: (1, 3)})
+    part("ia3_input_as_output", f'MODEL: tensor "{down}" has shape [3, 1]; in feedforward_modules it must be [1, in]', IA3,
+         {k: (3, 1), down: (3, 1)})
+    part("ia3_feedforward_is_text", 'CONFIG: field "feedforward_modules" is a pattern; pfx reads a list of names: write the '
+         "modules that it matches", IA3, {k: (3, 1), down: (1, 3)}, feedforward_modules="down")
+    part("norm_of_two_dimensions", f'MODEL: tensor "{norm}.weight" has 2 dimensions; it must have 1', NORM,
+         {f"{norm}.weight": (1, 2)})
+    part("norm_weight_missing", f'MODEL: tensor "{norm}.bias" is there, but no weight of that norm; the adapter is incomplete, '
+         "get it again", NORM, {f"{norm}.bias": (2,)})
+    part("norm_infinite", f'MODEL: tensor "{norm}.weight" is not finite at 1; its training failed, train it again', NORM,
+         model_of({f"{norm}.weight": (2,)}, float("inf")))
+    part("prompt_of_other_width", 'MODEL: tensor "prompt_embeddings" has shape [2, 3], but adapter_config.json says [2, 4] '
+         "(num_virtual_tokens, token_dim)", PROMPT, {"prompt_embeddings": (2, 3)})
+    part("prompt_two_submodules", 'CONFIG: field "num_transformer_submodules" is 2; pfx reads 1: a prefix for an '
+         "encoder-decoder model does not fit its models", PROMPT, {"prompt_embeddings": (2, 4)}, num_transformer_submodules=2)
+    layers = {**CONFIG, "peft_type": "PFX_PREFIX_LAYERS", "num_layers": 2}
+    part("layers_descending", 'CONFIG: field "layers" must list layers from 0 to 1, ascending', layers,
+         {"prompt_embeddings": (2, 8)}, layers=[1, 0])
+    part("layers_beyond", 'CONFIG: field "layers" must list layers from 0 to 1, ascending', layers,
+         {"prompt_embeddings": (2, 8)}, layers=[2])
+    part("layers_left_out_not_zero", 'MODEL: tensor "prompt_embeddings" is not zero in layer 1, which "layers" leaves out',
+         layers, {"prompt_embeddings": (2, 8)}, layers=[0])
+    part("prefix_with_layers", 'CONFIG: field "layers" is set, and pfx does not know what it means; remove it, or set it to '
+         "null, if the adapter does not depend on it", CONFIG, {"prompt_embeddings": (2, 4)}, layers=[0])
+
+
+def delta(name, message, shapes, **fields):
+    folder = f"adapter/{name}"
+    put(f"{folder}/pfx.json", json.dumps({"format": 1, "part": "bias", "task_type": "CAUSAL_LM", **fields}).encode())
+    if shapes is not None:
+        put(f"{folder}/pfx_delta.safetensors", shapes if isinstance(shapes, bytes) else model_of(shapes))
+    messages.append((folder, message.replace("CONFIG", f"{folder}/pfx.json").replace(
+        "MODEL", f"{folder}/pfx_delta.safetensors")))
+
+
+def make_deltas():
+    good, kinds = {"x.bias": (2,)}, 'CONFIG: field "part" must be "bias", "top:K" or "full"'
+    delta("delta_of_the_future", 'CONFIG: field "format" is 2; this pfx reads 1', good, format=2)
+    delta("delta_without_part", kinds, good, part=None)
+    delta("delta_top_without_number", kinds, good, part="top")
+    delta("delta_top_zero", kinds, good, part="top:0")
+    delta("delta_top_with_rest", kinds, good, part="top:2x")
+    delta("delta_top_huge", kinds, good, part="top:99999999999999999999999")
+    delta("delta_is_lora", kinds, good, part="lora")
+    delta("delta_unknown_field", 'CONFIG: field "scale" is set, and pfx does not know what it means; remove it, or set it to '
+          "null, if the adapter does not depend on it", good, scale=2)
+    delta("delta_model_missing", "MODEL: is missing", None)
+    delta("delta_bias_with_weight", 'MODEL: holds tensor "x.weight"; pfx reads <module>.bias here and nothing else',
+          {"x.bias": (2,), "x.weight": (2,)})
+    delta("delta_bias_of_two_dimensions", 'MODEL: tensor "x.bias" has 2 dimensions; it must have 1', {"x.bias": (1, 2)})
+    delta("delta_of_three_dimensions", 'MODEL: tensor "x.weight" has 3 dimensions; it must have 1 or 2',
+          {"x.weight": (1, 2, 1)}, part="full")
+    delta("delta_without_module", 'MODEL: holds tensor ".bias"; pfx reads <module>.bias here and nothing else', {".bias": (2,)})
+    delta("delta_not_finite", 'MODEL: tensor "x.bias" is not finite at 1; its training failed, train it again',
+          model_of(good, float("nan")))
+
+
+def hybrid(name, message, parts, **fields):
+    """A manifest over one good prompt, in prompt/, with what is changed in each of its entries."""
+    folder = f"adapter/{name}"
+    files = {"adapter_config.json": json.dumps(PROMPT).encode(),
+             "adapter_model.safetensors": model_of({"prompt_embeddings": (2, 4)})}
+    digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+    for file, content in files.items():
+        put(f"{folder}/prompt/{file}", content)
+    entries = [{"folder": "prompt", "part": "prompt", "files": digests, **change} for change in parts]
+    put(f"{folder}/pfx.json", json.dumps({"format": 1, "parts": entries, **fields}).encode())
+    messages.append((folder, message.replace("CONFIG", f"{folder}/pfx.json").replace("FOLDER", folder)))
+    return folder
+
+
+def make_hybrids():
+    whole = "get the whole folder again"
+    differs = ("is not the file that pfx.json names (SHA-256 differs): part prompt was exchanged or damaged, or writing it was "
+               f"interrupted; {whole}, or write it again")
+    hybrid("hybrid_empty", 'CONFIG: field "parts" must be a list of 1 to 8 parts', [])
+    hybrid("hybrid_part_twice", "CONFIG: part prompt is there twice", [{}, {}])
+    hybrid("hybrid_part_unknown", 'CONFIG: "parts": item 0: "part" must be prefix, prompt, lora, ia3, norm, bias, top or full',
+           [{"part": "vera"}])
+    hybrid("hybrid_other_kind", "CONFIG: part lora: FOLDER/prompt holds a part of the kind prompt", [{"part": "lora"}])
+    hybrid("hybrid_folder_above", 'CONFIG: part prompt: "folder" must be the name of a folder beside pfx.json',
+           [{"folder": "../prompt"}])
+    hybrid("hybrid_folder_is_itself", 'CONFIG: part prompt: "folder" must be the name of a folder beside pfx.json',
+           [{"folder": "."}])
+    hybrid("hybrid_without_digests", 'CONFIG: part prompt: "files" must name its two files and their SHA-256', [{"files": {}}])
+    hybrid("hybrid_of_the_future", 'CONFIG: field "format" is 7; this pfx reads 1', [{}], format=7)
+    hybrid("hybrid_unknown_field", 'CONFIG: field "gate" is set, and pfx does not know what it means; remove it, or set it to '
+           "null, if the adapter does not depend on it", [{}], gate=0.5)
+    hybrid("hybrid_part_missing", f"FOLDER/lora/adapter_config.json: is missing; it belongs to part lora of a hybrid adapter: "
+           f"{whole}", [{}, {"part": "lora", "folder": "lora"}])
+    folder = hybrid("hybrid_part_exchanged", f"FOLDER/prompt/adapter_model.safetensors: {differs}", [{}])
+    put(f"{folder}/prompt/adapter_model.safetensors", model_of({"prompt_embeddings": (2, 4)}, 2.0))
+    folder = hybrid("hybrid_config_exchanged", f"FOLDER/prompt/adapter_config.json: {differs}", [{}])
+    put(f"{folder}/prompt/adapter_config.json", json.dumps({**PROMPT, "revision": "x"}).encode())
+
+
 def main():
     for room in ("safetensors", "gguf", "adapter"):
         shutil.rmtree(os.path.join(HERE, room), ignore_errors=True)
@@ -334,6 +520,10 @@ def main():
     make_gguf_tensors()
     make_adapter_configs()
     make_adapter_models()
+    make_lora()
+    make_other_parts()
+    make_deltas()
+    make_hybrids()
     with open(os.path.join(HERE, "messages.txt"), "w") as f:
         f.writelines(f"{path}\t{message}\n" for path, message in messages)
 

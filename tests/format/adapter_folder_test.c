@@ -75,7 +75,8 @@ static const char peft_header[] =
     "{\"__metadata__\":{\"format\":\"pt\"},\"prompt_embeddings\":{\"dtype\":\"F32\",\"shape\":[3,64],"
     "\"data_offsets\":[0,768]}}      ";
 
-static px_status write_prefix(const char *path, const px_adapter_config *c, const float *values, const px_meta *meta, size_t count) {
+static px_status write_prefix(const char *path, const px_adapter_config *c, const float *values, const px_meta *meta,
+                              size_t count) {
   px_part_tensor t = {.module = "", .role = "prompt_embeddings", .dims = 2, .values = values};
   t.shape[0] = c->virtual_tokens;
   t.shape[1] = 2 * c->layers * c->token_dim;
@@ -257,8 +258,7 @@ static void what_cannot_be_written_is_refused(void **state) {
                "no: a prefix of 3 tokens for 2 layers, 3 heads and token_dim 16 cannot be");
   c = small();
   c.revision = "\xff";
-  ASSERT_FAILS(write_prefix("no", &c, prefix, NULL, 0), PX_INVALID,
-               "no: field \"revision\" is not UTF-8");
+  ASSERT_FAILS(write_prefix("no", &c, prefix, NULL, 0), PX_INVALID, "no: field \"revision\" is not UTF-8");
   assert_false(px_file_exists("no"));
 }
 

@@ -51,7 +51,8 @@ static px_buf bytes_of(const char *folder, const char *file) {
 
 static void same_file(const char *one, const char *other, const char *file) {
   px_buf x = bytes_of(one, file), y = bytes_of(other, file);
-  if (x.len != y.len || memcmp(x.data, y.data, x.len) != 0) fail_msg("%s/%s is not that of %s:\n%s", one, file, other, x.data);
+  if (x.len != y.len || memcmp(x.data, y.data, x.len) != 0)
+    fail_msg("%s/%s is not that of %s:\n%s", one, file, other, x.data);
   px_buf_free(&x);
   px_buf_free(&y);
 }
@@ -60,8 +61,8 @@ static void same_file(const char *one, const char *other, const char *file) {
 
 static void peft_s_folders_are_rewritten_byte_for_byte(void **state) {
   (void)state;
-  static const char *const folders[] = {"prompt", "cartridge", "lora", "lora_all", "ia3", "norm", "prefix_layers",
-                                        "hybrid/prefix", "hybrid/prompt", "hybrid/lora"};
+  static const char *const folders[] = {"prompt", "cartridge",     "lora",          "lora_all",      "ia3",
+                                        "norm",   "prefix_layers", "hybrid/prefix", "hybrid/prompt", "hybrid/lora"};
   for (int f = 0; f < FAMILIES; f++)
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
       char path[PATH_MAX];
@@ -140,7 +141,8 @@ static void tensors_are_named_by_module_and_role(void **state) {
   const px_adapter_part *p = f.parts;
   assert_int_equal(p->kind, PX_PART_LORA);
   assert_int_equal(p->config.rank, 2);
-  assert_true(p->config.alpha == 3 && p->config.dropout == 0.1 && p->config.rank_stabilised && p->config.fan_in_fan_out);
+  assert_true(p->config.alpha == 3 && p->config.dropout == 0.1 && p->config.rank_stabilised &&
+              p->config.fan_in_fan_out);
   assert_int_equal(p->config.target_modules.count, 3);
   assert_int_equal(p->tensor_count, 16);
   const px_part_tensor *a = px_part_find(p, "transformer.h.1.mlp.c_proj", "lora_A"),
@@ -180,7 +182,8 @@ static void deltas_keep_their_type(void **state) {
   (void)state;
   static const px_dtype types[] = {PX_F32, PX_F16, PX_BF16};
   static const float rounded[] = {0.1f, 0.0999755859375f, 0.10009765625f};
-  px_adapter_part part = {.kind = PX_PART_BIAS, .tensors = biases, .tensor_count = 2, .config = {.task_type = "CAUSAL_LM"}};
+  px_adapter_part part = {
+      .kind = PX_PART_BIAS, .tensors = biases, .tensor_count = 2, .config = {.task_type = "CAUSAL_LM"}};
   for (int i = 0; i < 3; i++) {
     px_adapter_folder f;
     part.dtype = types[i];
@@ -209,8 +212,10 @@ static void deltas_keep_their_type(void **state) {
 
 static void a_full_delta_and_the_last_layers_say_so(void **state) {
   (void)state;
-  px_part_tensor weight = {.module = "n", .role = "weight", .dims = 2, .shape = {1, 2}, .values = (const float[]){1, 2}};
-  px_adapter_part part = {.kind = PX_PART_FULL, .tensors = &weight, .tensor_count = 1, .config = {.task_type = "CAUSAL_LM"}};
+  px_part_tensor weight = {
+      .module = "n", .role = "weight", .dims = 2, .shape = {1, 2}, .values = (const float[]){1, 2}};
+  px_adapter_part part = {
+      .kind = PX_PART_FULL, .tensors = &weight, .tensor_count = 1, .config = {.task_type = "CAUSAL_LM"}};
   px_adapter_folder f;
   ASSERT_OK(px_adapter_part_write("full", &part, NULL, 0, &err));
   ASSERT_OK(px_adapter_folder_open("full", &f, &err));
@@ -240,9 +245,10 @@ static void lora_must_be_whole(void **state) {
   assert_non_null(strstr(json.data, "\"lora_alpha\": 0.5,\n"));
   px_buf_free(&json);
   part.tensor_count = 1;
-  ASSERT_FAILS(px_adapter_part_write("no", &part, NULL, 0, &err), PX_INVALID,
-               "no: tensor \"base_model.model.x.q.lora_A.weight\" is there, but no lora_B of that module; the adapter is "
-               "incomplete, get it again");
+  ASSERT_FAILS(
+      px_adapter_part_write("no", &part, NULL, 0, &err), PX_INVALID,
+      "no: tensor \"base_model.model.x.q.lora_A.weight\" is there, but no lora_B of that module; the adapter is "
+      "incomplete, get it again");
   part.tensor_count = 2;
   part.config.target_modules.count = 2;
   ASSERT_FAILS(px_adapter_part_write("no", &part, NULL, 0, &err), PX_INVALID,
@@ -263,7 +269,8 @@ static void a_prefix_on_chosen_layers_is_zero_elsewhere(void **state) {
   const int32_t chosen[] = {2, 0};
   px_part_tensor t = {.module = "", .role = "prompt_embeddings", .dims = 2, .shape = {2, 12}, .values = values};
   px_adapter_part part = {.kind = PX_PART_PREFIX, .tensors = &t, .tensor_count = 1};
-  part.config = (px_adapter_config){.virtual_tokens = 2, .layers = 3, .heads = 1, .token_dim = 2, .chosen_layers = chosen, .chosen_count = 1};
+  part.config = (px_adapter_config){
+      .virtual_tokens = 2, .layers = 3, .heads = 1, .token_dim = 2, .chosen_layers = chosen, .chosen_count = 1};
   part.config.task_type = "CAUSAL_LM";
   values[23] = 1;
   ASSERT_OK(px_adapter_part_write("layers", &part, NULL, 0, &err));
@@ -278,7 +285,8 @@ static void a_prefix_on_chosen_layers_is_zero_elsewhere(void **state) {
 /* --- hybrids --- */
 
 static px_adapter_part bias_part(void) {
-  return (px_adapter_part){.kind = PX_PART_BIAS, .tensors = biases, .tensor_count = 2, .config = {.task_type = "CAUSAL_LM"}};
+  return (px_adapter_part){
+      .kind = PX_PART_BIAS, .tensors = biases, .tensor_count = 2, .config = {.task_type = "CAUSAL_LM"}};
 }
 
 static void replace_in(const char *file, const char *from, const char *to) {
@@ -311,15 +319,17 @@ static void a_hybrid_written_half_is_refused(void **state) {
   other.values = values;
   parts[0].tensors = &other;
   ASSERT_OK(px_adapter_part_write("half/prompt", parts, NULL, 0, &err));
-  ASSERT_FAILS(px_adapter_folder_open("half", &f, &err), PX_BAD_FILE,
-               "half/prompt/adapter_model.safetensors: is not the file that pfx.json names (SHA-256 differs): part prompt was "
-               "exchanged or damaged, or writing it was interrupted; get the whole folder again, or write it again");
+  ASSERT_FAILS(
+      px_adapter_folder_open("half", &f, &err), PX_BAD_FILE,
+      "half/prompt/adapter_model.safetensors: is not the file that pfx.json names (SHA-256 differs): part prompt was "
+      "exchanged or damaged, or writing it was interrupted; get the whole folder again, or write it again");
   ASSERT_OK(px_adapter_hybrid_write("half", parts, 2, NULL, 0, &err));
   ASSERT_OK(px_adapter_folder_open("half", &f, &err));
   px_adapter_folder_close(&f);
   assert_int_equal(unlink("half/bias/pfx.json"), 0);
-  ASSERT_FAILS(px_adapter_folder_open("half", &f, &err), PX_BAD_FILE,
-               "half/bias/pfx.json: is missing; it belongs to part bias of a hybrid adapter: get the whole folder again");
+  ASSERT_FAILS(
+      px_adapter_folder_open("half", &f, &err), PX_BAD_FILE,
+      "half/bias/pfx.json: is missing; it belongs to part bias of a hybrid adapter: get the whole folder again");
   assert_int_equal(unlink("half/pfx.json"), 0);
   ASSERT_OK(px_adapter_folder_open("half", &f, &err)); /* the prompt alone is still an adapter of PEFT's */
   assert_int_equal(f.parts[0].kind, PX_PART_PROMPT);
@@ -357,7 +367,8 @@ static void a_part_is_there_once(void **state) {
   (void)state;
   px_adapter_folder f;
   px_adapter_part parts[] = {bias_part(), bias_part()};
-  ASSERT_FAILS(px_adapter_hybrid_write("twice", parts, 2, NULL, 0, &err), PX_INVALID, "twice: part bias is given twice");
+  ASSERT_FAILS(px_adapter_hybrid_write("twice", parts, 2, NULL, 0, &err), PX_INVALID,
+               "twice: part bias is given twice");
   assert_false(px_file_exists("twice"));
   ASSERT_FAILS(px_adapter_hybrid_write("none", parts, 0, NULL, 0, &err), PX_INVALID, "none: a hybrid has 1 to 8 parts");
   ASSERT_OK(px_adapter_hybrid_write("twice", parts, 1, NULL, 0, &err));
@@ -385,9 +396,10 @@ static void two_adapters_do_not_share_a_folder(void **state) {
   ASSERT_FAILS(px_adapter_hybrid_write("shared", &bias, 1, NULL, 0, &err), PX_INVALID,
                "shared: holds an adapter of one part; write the hybrid to another folder");
   ASSERT_OK(px_file_write("shared/pfx.json", "{}", 2, &err));
-  ASSERT_FAILS(px_adapter_folder_open("shared", &f, &err), PX_BAD_FILE,
-               "shared: holds pfx.json and adapter_config.json, two adapters; move one of them, with its tensors, to another "
-               "folder");
+  ASSERT_FAILS(
+      px_adapter_folder_open("shared", &f, &err), PX_BAD_FILE,
+      "shared: holds pfx.json and adapter_config.json, two adapters; move one of them, with its tensors, to another "
+      "folder");
   ASSERT_FAILS(px_adapter_part_write("shared", prompt.parts, NULL, 0, &err), PX_INVALID,
                "shared: holds pfx.json of another adapter; write to another folder");
   px_adapter_folder_close(&prompt);

@@ -46,11 +46,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (status != PX_BAD_FILE || !err.message[0] || strchr(err.message, '\n') || f.arena.last) abort();
     return 0;
   }
-  const px_adapter_config *c = &f.config;
-  if (f.prompt_embeddings->shape[0] != c->virtual_tokens || c->token_dim % c->heads) abort();
-  if (f.prompt_embeddings->shape[1] != 2 * c->layers * c->token_dim) abort();
-  volatile size_t text = strlen(c->peft_type) + strlen(c->task_type);
-  text = text + (c->base_model ? strlen(c->base_model) : 0) + (c->revision ? strlen(c->revision) : 0);
+  if (f.count != 1 || f.parts[0].kind >= PX_PART_BIAS || f.parts[0].tensor_count == 0) abort();
+  const px_adapter_part *p = f.parts;
+  const px_adapter_config *c = &p->config;
+  if (p->kind == PX_PART_PREFIX && (c->token_dim % c->heads || p->tensors[0].shape[1] != 2 * c->layers * c->token_dim))
+    abort();
+  if (p->kind <= PX_PART_PROMPT && p->tensors[0].shape[0] != c->virtual_tokens) abort();
+  /* What was read can be written, and read again. */
+  px_adapter_folder again;
+  if (px_adapter_part_write(folder, p, p->metadata, p->metadata_count, &err) != PX_OK) abort();
+  if (px_adapter_folder_open(folder, &again, &err) != PX_OK) abort();
+  if (again.parts[0].kind != p->kind || again.parts[0].tensor_count != p->tensor_count) abort();
+  px_adapter_folder_close(&again);
   px_adapter_folder_close(&f);
   return 0;
 }

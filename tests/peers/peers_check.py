@@ -227,7 +227,7 @@ def check_gpu_steps(checks):
 CHECKS["PyTorch's attention runs for gpu_check.sh"] = check_gpu_peers
 CHECKS["steps of PEFT, PyTorch by hand and pfx agree for gpu_check.sh"] = check_gpu_steps
 CHECKS |= {script: check_again(script) for script in (
-    "make_golden.py", "make_gguf_golden.py", "make_text_golden.py", "make_smollm2_golden.py",
+    "make_golden.py", "make_parts_golden.py", "make_gguf_golden.py", "make_text_golden.py", "make_smollm2_golden.py",
     "make_adamw_golden.py", "tokenizers/make_tokenizer_golden.py")}
 
 
