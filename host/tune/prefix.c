@@ -47,6 +47,8 @@ static px_status register_plain(px_part *part, px_prefix_part *p, px_error *err)
   px_tune *t = part->tune;
   if (!px_part_trains(part)) return PX_OK;
   int64_t skip = part->spec->frozen * p->width;
+  /* Frozen rows stand between trained ones: the state has all of them once more. */
+  if (skip) t->fixed[t->fixed_count++] = (px_fixed){"prefix.values", p->flat, p->slices * p->slice};
   for (int l = 0; l < t->config->layers; l++) {
     if (!p->layers[l]) continue;
     for (int kv = 0; kv < (skip ? 2 : 1); kv++) {

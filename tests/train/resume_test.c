@@ -27,14 +27,14 @@ static int tear_down(void **state) {
   return 0;
 }
 
-/* 100 steps at once and 50 + 50 end with the same bytes. */
-static void halves_equal_the_whole(const char *name, px_train_options options) {
+/* All steps at once and half of them twice end with the same bytes. */
+static void halves_of(int steps, const char *name, px_train_options options) {
   px_error err = {0};
   px_train_result result;
   char whole[64], halves[64];
-  options.steps = 100;
-  options.eval_every = 20;
-  options.save_every = 30;
+  options.steps = steps;
+  options.eval_every = steps / 5;
+  options.save_every = steps * 3 / 10;
   snprintf(whole, sizeof whole, "%s_whole", name);
   snprintf(halves, sizeof halves, "%s_halves", name);
   options.out = run_path(&place, whole);
@@ -42,14 +42,16 @@ static void halves_equal_the_whole(const char *name, px_train_options options) {
   assert_true(result.finished);
   assert_true(result.best_valid_loss < result.first_valid_loss);
   options.out = run_path(&place, halves);
-  options.stop_after = 50;
+  options.stop_after = steps / 2;
   ASSERT_OK(px_train_run(model, NULL, &options, NULL, &result, &err));
-  assert_int_equal(result.step, 50);
+  assert_int_equal(result.step, steps / 2);
   assert_false(result.finished);
   ASSERT_OK(px_train_resume(model, NULL, options.out, NULL, NULL, &result, &err));
   assert_true(result.finished);
   run_expect_same(run_path(&place, whole), run_path(&place, halves));
 }
+
+static void halves_equal_the_whole(const char *name, px_train_options options) { halves_of(100, name, options); }
 
 static void a_plain_prefix_resumes_exactly(void **state) {
   (void)state;
@@ -112,7 +114,7 @@ static void every_part_resumes_exactly(void **state) {
     o.accumulate = 1 + (int)i % 2;
     o.weight_decay = 0.01;
     snprintf(name, sizeof name, "part%zu", i);
-    halves_equal_the_whole(name, o);
+    halves_of(20, name, o);
   }
 }
 
