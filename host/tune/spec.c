@@ -269,7 +269,7 @@ static px_status check_part(const char *text, const px_part_spec *p, px_error *e
 /* The short options of the only part that has them. */
 static px_status short_options(const char *text, const char *init, int reparam, px_tune_spec *spec, px_error *err) {
   px_part_spec *prefix = px_tune_part(spec, PX_PART_PREFIX), *prompt = px_tune_part(spec, PX_PART_PROMPT);
-  if (init && prefix && prompt)
+  if (init && *init && prefix && prompt)
     return px_fail(err, PX_INVALID, "--tune %s: --init is short for the option of a single part: write init= at each of these", text);
   if (init && *init && !prefix && !prompt)
     return px_fail(err, PX_INVALID, "--tune %s: no part of it takes --init: a prefix or a prompt does", text);
