@@ -99,6 +99,19 @@ static double loss_error(const golden_case *g) {
   return fabs((double)got[0] - expected) / expected;
 }
 
+/* The same adapter without gradients, as evaluation has it. */
+static void expect_used_loss(const golden_case *g, const char *what) {
+  px_error err = {0};
+  px_tune *used;
+  px_eval_result r;
+  ASSERT_OK(px_tune_open_adapter(g->model, g->model->be, g->adapter, false, &used, &err));
+  ASSERT_OK(px_eval_loss(g->model, g->model->be, &g->rows, &used->hooks, used->tokens, NULL, &r, &err));
+  const float *want = golden_floats(&g->golden, "adapter.loss");
+  double expected = (double)want[0] + (double)want[1];
+  if (!(fabs(r.loss - expected) <= LOSS * expected)) fail_msg("%s: in use the loss is %.9g, want %.9g", what, r.loss, expected);
+  px_tune_close(used);
+}
+
 static void compare(const char *family, const char *folder) {
   char what[64];
   snprintf(what, sizeof what, "%s %s", family, folder);
@@ -108,6 +121,7 @@ static void compare(const char *family, const char *folder) {
   if (!(loss_error(&g) <= LOSS)) fail_msg("%s: loss differs by %.3g", what, loss_error(&g));
   double error = gradient_error(&g, what, &worst);
   if (!(error <= GRADS)) fail_msg("%s: gradients differ by %.3g (relative L2), the worst by %.3g", what, error, worst);
+  if (g.adapter) expect_used_loss(&g, what);
   close_case(&g);
 }
 
@@ -174,10 +188,29 @@ static void bfloat16_is_as_good_as_torch(void **state) {
       snprintf(what, sizeof what, "%s %s in bf16", families[f], folders[k]);
       golden_case g = open_case(families[f], folders[k], PX_BF16);
       double error = gradient_error(&g, what, NULL), allowed = 2 * torch_error(&g, "bf16.grad_error");
+      double logits = golden_relative_l2(&g.probe, "logits", &g.golden, "adapter.logits"), torch_logits = torch_error(&g, "bf16.logits_error");
       if (!(error <= allowed)) fail_msg("%s: gradients differ by %.3g, torch's by %.3g", what, error, allowed / 2);
+      if (!(logits <= 2 * torch_logits)) fail_msg("%s: logits differ by %.3g, torch's by %.3g", what, logits, torch_logits);
       close_case(&g);
     }
 }
+
+#ifdef PX_TEST_HAS_CUDA
+static int to_cuda(void **state) {
+  (void)state;
+  device = "cuda";
+  return 0;
+}
+
+static bool has_device(void) {
+  px_error err;
+  px_backend *be = NULL;
+  px_status status = px_backend_open(&(px_backend_options){.device = "cuda"}, &be, &err);
+  px_backend_close(be);
+  if (status == PX_NO_DEVICE) printf("skipped on cuda: %s\n", err.message);
+  return status != PX_NO_DEVICE;
+}
+#endif
 
 int main(void) {
   const struct CMUnitTest tests[] = {
@@ -187,5 +220,12 @@ int main(void) {
       cmocka_unit_test(top_layers_equal_transformers), cmocka_unit_test(hybrids_equal_peft),
       cmocka_unit_test(all_weights_equal_transformers), cmocka_unit_test(bfloat16_is_as_good_as_torch),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  int failed = cmocka_run_group_tests(tests, NULL, NULL);
+#ifdef PX_TEST_HAS_CUDA
+  if (has_device())
+    failed += cmocka_run_group_tests(tests, to_cuda, NULL);
+  else if (!failed)
+    return 77;
+#endif
+  return failed;
 }
