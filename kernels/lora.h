@@ -3,12 +3,13 @@
  * Rows [offsets[s], offsets[s+1]) belong to sequence s; id = adapter[s] (-1: the sequence takes no part); m = mats[id]:
  *   FWD   y[t, j] (+)= m.scale sum_i x[t, i] m.w[j, i]      x [rows, in], y [rows, out], m.w [out, in] f32 or dtype
  *   DX    x[t, i] (+)= m.scale sum_j y[t, j] m.w[j, i]      (x is written, y read)
- *   DW    m.dw[j, i] += m.scale sum_t y[t, j] x[t, i]       float32, in the order of t
+ *   DW    m.dw[j, i] += m.scale sum_t y[t, j] x[t, i]       float32
  * Shapes: x [rows, x_dim] and y [rows, y_dim] with row strides, in <= x_dim and out <= y_dim. in and out may differ per
  * id; columns of the written side beyond them, and rows without an adapter, become zero unless accumulate, which leaves
  * them. Limits: offsets ascend; an adapter id of mat_count or more fails with code 1 and nothing is written. Aliasing:
  * none. Arithmetic float32, one rounding, scale applied to the finished sum (DW: to y). Determinism: a row depends on
- * itself and its matrix alone; nothing depends on the number of threads. DW accumulates. */
+ * itself and its matrix alone; DW adds the rows of an id in a fixed order (their own one on the CPU, by sixteens in eight
+ * parts on a device). Nothing depends on the number of threads. DW accumulates. */
 #ifndef PX_KERNELS_LORA_H
 #define PX_KERNELS_LORA_H
 

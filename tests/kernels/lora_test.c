@@ -4,10 +4,24 @@
 #include "kernels/lora.h"
 
 /* Sequences of 0, 1, 7, 8, 9, 257 and 3 rows over three matrices of different sizes and no matrix. */
-enum { SEQS = 7, MATS = 3, ROWS = 285, X_DIM = 70, Y_DIM = 33, GAP = 5 };
+enum { SEQS = 7, MATS = 3, ROWS = 285, SHAPES = 3 };
 static const int32_t OFFSETS[SEQS + 1] = {0, 0, 1, 8, 16, 25, 282, 285};
 static const int32_t IDS[SEQS] = {1, 2, 0, -1, 1, 0, 2};
-static const int32_t IN[MATS] = {70, 8, 64}, OUT[MATS] = {33, 33, 5};
+
+/* Short sums; long ones into a narrow result, rows that words of 16 bytes fit; narrow rows into a wide result. */
+typedef struct sizes {
+  int64_t x_dim, y_dim, gap;
+  int32_t in[MATS], out[MATS];
+} sizes;
+static const sizes ALL_SIZES[SHAPES] = {{70, 33, 5, {70, 8, 64}, {33, 33, 5}},
+                                        {296, 24, 8, {296, 136, 290}, {24, 16, 5}},
+                                        {40, 300, 4, {40, 8, 7}, {300, 256, 131}}};
+static const sizes *SIZES = ALL_SIZES;
+#define X_DIM (SIZES->x_dim)
+#define Y_DIM (SIZES->y_dim)
+#define GAP (SIZES->gap)
+#define IN (SIZES->in)
+#define OUT (SIZES->out)
 
 typedef struct problem {
   px_lora_args a;
@@ -86,27 +100,30 @@ static double *rows_after(const problem *p) {
 
 static void rows_are_multiplied_by_their_sequence_s_matrix(void **state) {
   (void)state;
-  for (int mode = PX_LORA_FWD; mode <= PX_LORA_DX; mode++)
-    for (int type = 0; type < 2; type++)
-      for (int w_type = 0; w_type <= type; w_type++)
-        for (int accumulate = 0; accumulate < 2; accumulate++) {
-          problem p;
-          make(&p, (px_lora_mode)mode, TEST_TYPES[type], TEST_TYPES[w_type], accumulate);
-          double *want = rows_after(&p);
-          assert_null(px_lora_check(&p.a));
-          assert_null(px_lora_check_arrays(&p.a));
-          assert_int_equal(px_lora_cpu(&p.a), 0);
-          bool fwd = mode == PX_LORA_FWD;
-          expect_near(fwd ? "y" : "x", p.a.dtype, fwd ? p.a.y : p.a.x, want, ROWS, fwd ? Y_DIM : X_DIM,
-                      fwd ? p.a.y_stride : p.a.x_stride, tolerance_of(p.a.dtype, TOL_F32_SUM));
-          free(want);
-          release(&p);
-        }
+  for (SIZES = ALL_SIZES; SIZES < ALL_SIZES + SHAPES; SIZES++)
+    for (int mode = PX_LORA_FWD; mode <= PX_LORA_DX; mode++)
+      for (int type = 0; type < 2; type++)
+        for (int w_type = 0; w_type <= type; w_type++)
+          for (int accumulate = 0; accumulate < 2; accumulate++) {
+            problem p;
+            make(&p, (px_lora_mode)mode, TEST_TYPES[type], TEST_TYPES[w_type], accumulate);
+            double *want = rows_after(&p);
+            assert_null(px_lora_check(&p.a));
+            assert_null(px_lora_check_arrays(&p.a));
+            assert_int_equal(px_lora_cpu(&p.a), 0);
+            bool fwd = mode == PX_LORA_FWD;
+            expect_near(fwd ? "y" : "x", p.a.dtype, fwd ? p.a.y : p.a.x, want, ROWS, fwd ? Y_DIM : X_DIM,
+                        fwd ? p.a.y_stride : p.a.x_stride, tolerance_of(p.a.dtype, TOL_F32_SUM));
+            free(want);
+            release(&p);
+          }
 }
 
 static void weight_gradients_accumulate(void **state) {
   (void)state;
-  for (int type = 0; type < 2; type++) {
+  for (int n = 0; n < 2 * SHAPES; n++) {
+    int type = n % 2;
+    SIZES = &ALL_SIZES[n / 2];
     problem p;
     make(&p, PX_LORA_DW, TEST_TYPES[type], PX_F32, false);
     double *want[MATS];
@@ -131,8 +148,8 @@ static void weight_gradients_accumulate(void **state) {
 }
 
 /* <fwd(x), y> = <x, dx(y)> = <w, dw(x, y)>: a bilinear form has its backward passes fixed by this alone. */
-static void backward_is_the_adjoint_of_forward(void **state) {
-  (void)state;
+static void backward_is_the_adjoint(const sizes *now) {
+  SIZES = now;
   problem fwd, dx, dw;
   make(&fwd, PX_LORA_FWD, PX_F32, PX_F32, false);
   make(&dx, PX_LORA_DX, PX_F32, PX_F32, false);
@@ -154,16 +171,47 @@ static void backward_is_the_adjoint_of_forward(void **state) {
   release(&dw);
 }
 
+static void backward_is_the_adjoint_of_forward(void **state) {
+  (void)state;
+  for (int i = 0; i < SHAPES; i++) backward_is_the_adjoint(&ALL_SIZES[i]);
+}
+
+/* The longest sequence by itself: its rows lie elsewhere in a kernel's tiles, and have the same bits. */
+static void a_row_depends_on_itself_and_its_matrix(void **state) {
+  (void)state;
+  enum { LONGEST = 5 };
+  for (int n = 0; n < 2 * SHAPES; n++) {
+    int mode = n % 2;
+    SIZES = &ALL_SIZES[n / 2];
+    problem all, alone;
+    make(&all, (px_lora_mode)mode, PX_BF16, PX_F32, true);
+    make(&alone, (px_lora_mode)mode, PX_BF16, PX_F32, true);
+    int64_t first = OFFSETS[LONGEST], rows = OFFSETS[LONGEST + 1] - first;
+    alone.offsets[0] = 0, alone.offsets[1] = (int32_t)rows, alone.ids[0] = IDS[LONGEST];
+    alone.a.seqs = 1, alone.a.rows = rows;
+    alone.a.x = (uint16_t *)alone.a.x + first * alone.a.x_stride,
+    alone.a.y = (uint16_t *)alone.a.y + first * alone.a.y_stride;
+    assert_int_equal(px_lora_cpu(&all.a) | px_lora_cpu(&alone.a), 0);
+    assert_memory_equal((uint16_t *)all.a.x + first * all.a.x_stride, alone.a.x, (size_t)(rows * all.a.x_stride) * 2);
+    assert_memory_equal((uint16_t *)all.a.y + first * all.a.y_stride, alone.a.y, (size_t)(rows * all.a.y_stride) * 2);
+    alone.a.x = (uint16_t *)alone.a.x - first * alone.a.x_stride,
+    alone.a.y = (uint16_t *)alone.a.y - first * alone.a.y_stride;
+    release(&all);
+    release(&alone);
+  }
+}
+
 static void bits_do_not_depend_on_threads(void **state) {
   (void)state;
   for (int mode = 0; mode < 3; mode++) {
     problem p[3];
+    SIZES = &ALL_SIZES[mode];
     for (int t = 0; t < 3; t++) {
       make(&p[t], (px_lora_mode)mode, PX_F32, PX_F32, true);
       omp_set_num_threads(t + 1);
       assert_int_equal(px_lora_cpu(&p[t].a), 0);
-      assert_memory_equal(p[t].a.x, p[0].a.x, ROWS * (X_DIM + GAP) * sizeof(float));
-      assert_memory_equal(p[t].a.y, p[0].a.y, ROWS * (Y_DIM + GAP) * sizeof(float));
+      assert_memory_equal(p[t].a.x, p[0].a.x, (size_t)(ROWS * (X_DIM + GAP)) * sizeof(float));
+      assert_memory_equal(p[t].a.y, p[0].a.y, (size_t)(ROWS * (Y_DIM + GAP)) * sizeof(float));
       for (int i = 0; i < MATS; i++)
         assert_memory_equal(p[t].mats[i].dw, p[0].mats[i].dw, (size_t)(OUT[i] * IN[i]) * sizeof(float));
     }
@@ -174,17 +222,20 @@ static void bits_do_not_depend_on_threads(void **state) {
 
 static void an_unknown_matrix_writes_nothing(void **state) {
   (void)state;
+  SIZES = ALL_SIZES;
   problem p;
   int32_t wrong[SEQS] = {1, 2, 0, -1, 1, 0, MATS};
   make(&p, PX_LORA_FWD, PX_F32, PX_F32, false);
   p.a.adapter = wrong;
   assert_int_equal(px_lora_cpu(&p.a), BAD_INDEX);
-  for (size_t i = 0; i < ROWS * (Y_DIM + GAP) * sizeof(float); i++) assert_int_equal(((unsigned char *)p.a.y)[i], 0xff);
+  for (size_t i = 0; i < (size_t)(ROWS * (Y_DIM + GAP)) * sizeof(float); i++)
+    assert_int_equal(((unsigned char *)p.a.y)[i], 0xff);
   release(&p);
 }
 
 static void refusals(void **state) {
   (void)state;
+  SIZES = ALL_SIZES;
   problem p;
   make(&p, PX_LORA_FWD, PX_F32, PX_F32, false);
   assert_null(px_lora_check(&p.a));
@@ -206,6 +257,7 @@ int main(void) {
       cmocka_unit_test(rows_are_multiplied_by_their_sequence_s_matrix),
       cmocka_unit_test(weight_gradients_accumulate),
       cmocka_unit_test(backward_is_the_adjoint_of_forward),
+      cmocka_unit_test(a_row_depends_on_itself_and_its_matrix),
       cmocka_unit_test(bits_do_not_depend_on_threads),
       cmocka_unit_test(an_unknown_matrix_writes_nothing),
       cmocka_unit_test(refusals),
