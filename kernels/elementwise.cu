@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * Small passes over rows: each reads and writes memory once, in words of 16 bytes where the rows allow it. */
+#include "kernels/column_sum.cuh"
 #include "kernels/device.cuh"
 #include "kernels/elementwise.h"
 
@@ -78,16 +79,26 @@ rows_kernel(px_rows_args a, int mode, int64_t words, int64_t x_words, int64_t y_
   for (int64_t i = px_first_word(); i < words; i += px_words_apart()) y[i] = from < 0 ? W{} : x[i];
 }
 
-/* A thread owns a column, so that rows add up in their order. */
-template <typename T>
-PX_KERNEL(128)
+template <typename T, int N>
+PX_KERNEL(PX_SUM_THREADS)
 col_sum_kernel(px_col_sum_args a) {
-  int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= a.dim) return;
+  using down = px_down<N>;
+  PX_SHARED(float, parts, down::FLOATS);
+  int64_t i = (int64_t)blockIdx.x * PX_SUM_COLUMNS + down::column();
   const T *x = static_cast<const T *>(a.x) + i;
-  float sum = 0;
-  for (int64_t t = 0; t < a.rows; t++) sum += px_to_float(x[t * a.x_stride]);
-  a.out[i] += sum;
+  float sum[N] = {};
+  if (i < a.dim) {
+#pragma unroll 4
+    for (int64_t t = down::row(); t < a.rows; t += down::DOWN) {
+      float u[N];
+      px_load<N>(x + t * a.x_stride, u);
+#pragma unroll
+      for (int j = 0; j < N; j++) sum[j] += u[j];
+    }
+  }
+  float all = px_sum_down<N>(sum, parts);
+  i = (int64_t)blockIdx.x * PX_SUM_COLUMNS + threadIdx.x;
+  if (threadIdx.x < PX_SUM_COLUMNS && i < a.dim) a.out[i] += all;
 }
 
 /* ---- launchers ---- */
@@ -179,6 +190,10 @@ int px_cast_cuda(const px_cast_args *a, void *stream) {
 
 int px_col_sum_cuda(const px_col_sum_args *a, void *stream) {
   if (a->rows == 0 || a->dim == 0) return 0;
-  PX_FOR_TYPE(a->dtype, T, PX_LAUNCH(col_sum_kernel<T>, px_blocks(a->dim, 128), 128, 0, stream, *a));
+  PX_FOR_TYPE(a->dtype, T, {
+    constexpr int W = 16 / (int)sizeof(T);
+    PX_FOR_WORD(a->dim % W == 0 && px_aligned(a->x, a->x_stride, W, sizeof(T)), T, N,
+                PX_LAUNCH((col_sum_kernel<T, N>), px_blocks(a->dim, PX_SUM_COLUMNS), PX_SUM_THREADS, 0, stream, *a));
+  });
   return PX_LAUNCHED();
 }

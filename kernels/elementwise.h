@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  * Small passes over rows: add, dropout, cast, column sums, gather and scatter of rows.
  * Shapes: everything is [rows, dim], f32 or bf16, with row strides in elements. Arithmetic float32, one rounding.
- * Aliasing: only where said. Determinism: an element depends on its own inputs alone, col_sum adds in the order of t;
- * nothing depends on the number of threads. Outputs are assigned, but for col_sum, which accumulates. */
+ * Aliasing: only where said. Determinism: an element depends on its own inputs alone, col_sum adds in an order that
+ * follows from the shape and, on a device, the alignment (on the CPU that of t); nothing depends on the number of threads. Outputs are assigned,
+ * but for col_sum, which accumulates. */
 #ifndef PX_KERNELS_ELEMENTWISE_H
 #define PX_KERNELS_ELEMENTWISE_H
 

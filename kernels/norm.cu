@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Norms: a warp per row where rows are short, else a block. A row is read from memory once; the passes after the first
  * find it in the cache. */
+#include "kernels/column_sum.cuh"
 #include "kernels/device.cuh"
 #include "kernels/norm.h"
 
@@ -125,22 +126,30 @@ bwd_kernel(px_norm_bwd_args a) {
   }
 }
 
-/* A thread owns a column, so that rows add up in their order. */
-template <typename T>
-PX_KERNEL(NORM_THREADS)
+/* Gradients of weight and bias, each where it is wanted: 32 columns of a block (column_sum.cuh). */
+template <typename T, int N>
+PX_KERNEL(PX_SUM_THREADS)
 weight_kernel(px_norm_bwd_args a) {
-  int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= a.dim) return;
-  float dw = 0, db = 0;
-  for (int64_t r = 0; r < a.rows * a.heads; r++) {
+  using down = px_down<N>;
+  PX_SHARED(float, parts, down::FLOATS);
+  int64_t i = (int64_t)blockIdx.x * PX_SUM_COLUMNS + down::column();
+  float dw[N] = {}, db[N] = {};
+  for (int64_t r = down::row(); i < a.dim && r < a.rows * a.heads; r += down::DOWN) {
     int64_t t = r / a.heads, h = r % a.heads;
-    float g = px_to_float(static_cast<const T *>(a.dy)[t * a.dy_stride + h * a.dim + i]);
-    float u = px_to_float(static_cast<const T *>(a.x)[t * a.x_stride + h * a.dim + i]);
-    dw += g * ((u - (a.kind == PX_NORM_LAYER ? a.mean[r] : 0)) * a.rstd[r]);
-    db += g;
+    float g[N], u[N], rstd = a.rstd[r], mean = a.kind == PX_NORM_LAYER ? a.mean[r] : 0;
+    px_load<N>(static_cast<const T *>(a.dy) + t * a.dy_stride + h * a.dim + i, g);
+    px_load<N>(static_cast<const T *>(a.x) + t * a.x_stride + h * a.dim + i, u);
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+      dw[j] += g[j] * ((u[j] - mean) * rstd);
+      db[j] += g[j];
+    }
   }
-  if (a.dw) a.dw[i] += dw;
-  if (a.db) a.db[i] += db;
+  float all_dw = px_sum_down<N>(dw, parts), all_db = a.db ? px_sum_down<N>(db, parts) : 0;
+  i = (int64_t)blockIdx.x * PX_SUM_COLUMNS + threadIdx.x;
+  if (threadIdx.x >= PX_SUM_COLUMNS || i >= a.dim) return;
+  if (a.dw) a.dw[i] += all_dw;
+  if (a.db) a.db[i] += all_db;
 }
 
 /* ---- launchers ---- */
@@ -176,6 +185,13 @@ static void launch_bwd(const px_norm_bwd_args *a, void *stream) {
   });
 }
 
+template <typename T>
+static void launch_weight(const px_norm_bwd_args *a, void *stream) {
+  constexpr int WORD = 16 / (int)sizeof(T);
+  bool words = a->dim % WORD == 0 && px_aligned(a->x, a->x_stride, WORD, sizeof(T)) && px_aligned(a->dy, a->dy_stride, WORD, sizeof(T));
+  PX_FOR_WORD(words, T, N, PX_LAUNCH((weight_kernel<T, N>), px_blocks(a->dim, PX_SUM_COLUMNS), PX_SUM_THREADS, 0, stream, *a));
+}
+
 int px_norm_fwd_cuda(const px_norm_fwd_args *a, void *stream) {
   if (a->rows == 0) return 0;
   if (a->dtype == PX_F32)
@@ -190,7 +206,7 @@ int px_norm_fwd_cuda(const px_norm_fwd_args *a, void *stream) {
 int px_norm_bwd_cuda(const px_norm_bwd_args *a, void *stream) {
   if (a->rows == 0) return 0;
   if (a->dw || a->db) /* before dx, which may take the place of dy */
-    PX_FOR_TYPE(a->dtype, T, PX_LAUNCH(weight_kernel<T>, px_blocks(a->dim, NORM_THREADS), NORM_THREADS, 0, stream, *a));
+    PX_FOR_TYPE(a->dtype, T, launch_weight<T>(a, stream));
   if (!a->dx) return PX_LAUNCHED();
   if (a->dtype == PX_F32)
     launch_bwd<float, float>(a, stream);

@@ -12,7 +12,7 @@
  * or sum when nothing else reads them, sum may be x or residual, dx may be dy or dresidual of its stride. Arithmetic
  * float32, one rounding each of sum, y and dx; weights f32 or of the rows' type (weight_type). The variance of layer
  * norm is of the differences from the mean, in a pass of its own. Determinism: a row depends on itself alone, dw and db
- * add in the order of t; nothing depends on the number of threads. dw and db accumulate, all else is assigned. */
+ * add in a fixed order (on the CPU that of t); nothing depends on the number of threads. dw and db accumulate, all else is assigned. */
 #ifndef PX_KERNELS_NORM_H
 #define PX_KERNELS_NORM_H
 

@@ -51,6 +51,10 @@ static inline float number(uint64_t seed, int64_t i) {
   return 2.0f * px_uniform(px_philox(seed, 77, 0, (uint64_t)i).v[0]) - 1.0f;
 }
 
+/* Elements between rows. Words of 16 bytes fit rows of a multiple of eight where their number is odd, and never where it
+ * is even: kernels have a way for each, and TEST_ROWS meets both. */
+static inline int64_t gap_of(int64_t rows) { return rows % 2 ? 8 : 3; }
+
 /* A guarded buffer of count elements of the type, numbers times `scale`; what a row holds beyond dim stays poison. */
 static inline void *numbers(px_dtype type, int64_t rows, int64_t dim, int64_t stride, uint64_t seed, float scale) {
   void *p = guarded((size_t)(rows * stride) * px_dtype_bytes(type, 1));

@@ -26,7 +26,7 @@ static double slope(int kind, double x) {
 }
 
 static void one_case(int kind, px_dtype type, int64_t rows, int64_t dim, bool gated) {
-  int64_t in = dim + 3, out = dim + 1, d = dim + 2, n = rows * dim;
+  int64_t gap = gap_of(rows), in = dim + gap, out = dim + 2 * gap, d = dim + 3 * gap, n = rows * dim;
   void *gate = numbers(type, rows, dim, in, 1, 8), *up = gated ? numbers(type, rows, dim, in, 2, 1) : NULL;
   void *dy = numbers(type, rows, dim, out, 3, 1), *y = poison(type, rows, out), *dgate = poison(type, rows, d),
        *dup = gated ? poison(type, rows, d) : NULL;

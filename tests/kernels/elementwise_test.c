@@ -3,8 +3,6 @@
 
 #include "kernels/elementwise.h"
 
-enum { GAP = 3 };
-
 typedef void (*shape_test)(px_dtype type, int64_t rows, int64_t dim);
 
 static void each_shape(shape_test test) {
@@ -21,16 +19,17 @@ static double *values(px_dtype type, const void *x, int64_t rows, int64_t dim, i
 
 static void add_one(px_dtype type, int64_t rows, int64_t dim) {
   for (int place = 0; place < 3; place++) { /* y apart, y is a, y is b */
-    void *a = numbers(type, rows, dim, dim + GAP, 1, 1), *b = numbers(type, rows, dim, dim + GAP, 2, 1),
-         *y = poison(type, rows, dim + GAP);
-    double *want = values(type, a, rows, dim, dim + GAP), *more = values(type, b, rows, dim, dim + GAP);
+    void *a = numbers(type, rows, dim, dim + gap_of(rows), 1, 1),
+         *b = numbers(type, rows, dim, dim + gap_of(rows), 2, 1), *y = poison(type, rows, dim + gap_of(rows));
+    double *want = values(type, a, rows, dim, dim + gap_of(rows)),
+           *more = values(type, b, rows, dim, dim + gap_of(rows));
     for (int64_t e = 0; e < rows * dim; e++) want[e] += more[e];
     px_add_args args = {.dtype = type,
                         .rows = rows,
                         .dim = dim,
-                        .a_stride = dim + GAP,
-                        .b_stride = dim + GAP,
-                        .y_stride = dim + GAP,
+                        .a_stride = dim + gap_of(rows),
+                        .b_stride = dim + gap_of(rows),
+                        .y_stride = dim + gap_of(rows),
                         .a = a,
                         .b = b,
                         .y = place == 0   ? y
@@ -38,7 +37,7 @@ static void add_one(px_dtype type, int64_t rows, int64_t dim) {
                                           : b};
     assert_null(px_add_check(&args));
     assert_int_equal(px_add_cpu(&args), 0);
-    expect_near("y", type, args.y, want, rows, dim, dim + GAP, tolerance_of(type, TOL_F32_ELEMENT));
+    expect_near("y", type, args.y, want, rows, dim, dim + gap_of(rows), tolerance_of(type, TOL_F32_ELEMENT));
     free(want);
     free(more);
     guarded_free(a);
@@ -50,8 +49,8 @@ static void add_one(px_dtype type, int64_t rows, int64_t dim) {
 static void dropout_one(px_dtype type, int64_t rows, int64_t dim) {
   static const float shares[] = {0, 0.25f, 0.9f};
   for (int s = 0; s < 3; s++) {
-    void *x = numbers(type, rows, dim, dim + GAP, 1, 1), *y = poison(type, rows, dim + GAP);
-    double *want = values(type, x, rows, dim, dim + GAP);
+    void *x = numbers(type, rows, dim, dim + gap_of(rows), 1, 1), *y = poison(type, rows, dim + gap_of(rows));
+    double *want = values(type, x, rows, dim, dim + gap_of(rows));
     for (int64_t e = 0; e < rows * dim; e++)
       want[e] = px_uniform(px_philox(99, 4, 12, 1000 + (uint64_t)e).v[0]) >= shares[s]
                     ? want[e] / (1 - (double)shares[s])
@@ -59,8 +58,8 @@ static void dropout_one(px_dtype type, int64_t rows, int64_t dim) {
     px_dropout_args args = {.dtype = type,
                             .rows = rows,
                             .dim = dim,
-                            .x_stride = dim + GAP,
-                            .y_stride = dim + GAP,
+                            .x_stride = dim + gap_of(rows),
+                            .y_stride = dim + gap_of(rows),
                             .p = shares[s],
                             .seed = 99,
                             .index0 = 1000,
@@ -70,14 +69,14 @@ static void dropout_one(px_dtype type, int64_t rows, int64_t dim) {
                             .y = y};
     assert_null(px_dropout_check(&args));
     assert_int_equal(px_dropout_cpu(&args), 0);
-    expect_near("y", type, y, want, rows, dim, dim + GAP, tolerance_of(type, TOL_F32_ELEMENT));
+    expect_near("y", type, y, want, rows, dim, dim + gap_of(rows), tolerance_of(type, TOL_F32_ELEMENT));
     int64_t *step = guarded(sizeof *step);
     *step = 12;
     args.step = 7, args.step_at = step; /* the one in memory counts */
     args.y = x;                         /* in place, on the same numbers */
     assert_int_equal(px_dropout_cpu(&args), 0);
     guarded_free(step);
-    assert_memory_equal(x, y, (size_t)(rows * (dim + GAP)) * px_dtype_bytes(type, 1));
+    assert_memory_equal(x, y, (size_t)(rows * (dim + gap_of(rows))) * px_dtype_bytes(type, 1));
     free(want);
     guarded_free(x);
     guarded_free(y);
@@ -85,12 +84,12 @@ static void dropout_one(px_dtype type, int64_t rows, int64_t dim) {
 }
 
 static void col_sum_one(px_dtype type, int64_t rows, int64_t dim) {
-  void *x = numbers(type, rows, dim, dim + GAP, 1, 1);
+  void *x = numbers(type, rows, dim, dim + gap_of(rows), 1, 1);
   float *out = numbers(PX_F32, 1, dim, dim, 2, 1), *again = numbers(PX_F32, 1, dim, dim, 2, 1);
   double *want = values(PX_F32, out, 1, dim, dim);
   for (int64_t t = 0; t < rows; t++)
-    for (int64_t j = 0; j < dim; j++) want[j] += (double)px_get(x, type, t * (dim + GAP) + j);
-  px_col_sum_args args = {.dtype = type, .rows = rows, .dim = dim, .x_stride = dim + GAP, .x = x, .out = out};
+    for (int64_t j = 0; j < dim; j++) want[j] += (double)px_get(x, type, t * (dim + gap_of(rows)) + j);
+  px_col_sum_args args = {.dtype = type, .rows = rows, .dim = dim, .x_stride = dim + gap_of(rows), .x = x, .out = out};
   assert_null(px_col_sum_check(&args));
   assert_int_equal(px_col_sum_cpu(&args), 0);
   expect_near("out", PX_F32, out, want, 1, dim, dim, TOL_F32_SUM);
@@ -109,28 +108,29 @@ static void rows_one(px_dtype type, int64_t rows, int64_t dim) {
   int64_t all = 2 * rows + 3;
   int32_t *index = guarded((size_t)rows * 4);
   for (int64_t i = 0; i < rows; i++) index[i] = (int32_t)(2 * i + i % 2); /* ascending, distinct */
-  void *x = numbers(type, all, dim, dim + GAP, 1, 1), *few = poison(type, rows, dim + GAP),
-       *back = poison(type, all, dim + GAP);
-  double *from = values(type, x, all, dim, dim + GAP), *gathered = doubles(rows * dim), *scattered = doubles(all * dim);
+  void *x = numbers(type, all, dim, dim + gap_of(rows), 1, 1), *few = poison(type, rows, dim + gap_of(rows)),
+       *back = poison(type, all, dim + gap_of(rows));
+  double *from = values(type, x, all, dim, dim + gap_of(rows)), *gathered = doubles(rows * dim),
+         *scattered = doubles(all * dim);
   for (int64_t i = 0; i < rows; i++)
     for (int64_t j = 0; j < dim; j++) gathered[i * dim + j] = scattered[index[i] * dim + j] = from[index[i] * dim + j];
   px_rows_args args = {.dtype = type,
                        .rows = rows,
                        .all_rows = all,
                        .dim = dim,
-                       .x_stride = dim + GAP,
-                       .y_stride = dim + GAP,
+                       .x_stride = dim + gap_of(rows),
+                       .y_stride = dim + gap_of(rows),
                        .index = index,
                        .x = x,
                        .y = few};
   assert_null(px_gather_rows_check(&args));
   assert_int_equal(px_gather_rows_cpu(&args), 0);
-  expect_near("gathered", type, few, gathered, rows, dim, dim + GAP, 0);
+  expect_near("gathered", type, few, gathered, rows, dim, dim + gap_of(rows), 0);
   args.x = few;
   args.y = back;
   assert_null(px_scatter_rows_check(&args));
   assert_int_equal(px_scatter_rows_cpu(&args), 0);
-  expect_near("scattered", type, back, scattered, all, dim, dim + GAP, 0);
+  expect_near("scattered", type, back, scattered, all, dim, dim + gap_of(rows), 0);
   free(from);
   free(gathered);
   free(scattered);

@@ -4,13 +4,14 @@
 #include "kernels/kv_write.h"
 
 static px_kv_write_args make(px_dtype type, int64_t rows, int64_t dim, int64_t slots, int64_t *slot) {
+  int64_t k_stride = dim + gap_of(rows), v_stride = k_stride + gap_of(rows);
   return (px_kv_write_args){.dtype = type,
                             .rows = rows,
                             .dim = dim,
-                            .k_stride = dim + 3,
-                            .v_stride = dim + 1,
-                            .k = numbers(type, rows, dim, dim + 3, 1, 1),
-                            .v = numbers(type, rows, dim, dim + 1, 2, 1),
+                            .k_stride = k_stride,
+                            .v_stride = v_stride,
+                            .k = numbers(type, rows, dim, k_stride, 1, 1),
+                            .v = numbers(type, rows, dim, v_stride, 2, 1),
                             .k_cache = poison(type, slots, dim),
                             .v_cache = poison(type, slots, dim),
                             .slots = slot};

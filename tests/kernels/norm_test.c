@@ -38,7 +38,8 @@ typedef struct setting {
 } setting;
 
 static void forward_case(setting s) {
-  int64_t row = (int64_t)s.heads * s.dim, stride = row + 3, y_stride = row + 5, n = s.rows * row;
+  int64_t row = (int64_t)s.heads * s.dim, gap = gap_of(s.rows), stride = row + gap, y_stride = row + 2 * gap,
+          n = s.rows * row;
   void *x = numbers(s.type, s.rows, row, stride, 1, 2),
        *r = s.residual ? numbers(s.type, s.rows, row, stride, 2, 1) : NULL;
   void *sum = s.residual ? poison(s.type, s.rows, stride) : NULL, *y = poison(s.type, s.rows, y_stride);
@@ -72,7 +73,8 @@ static void forward_case(setting s) {
 }
 
 static void backward_case(setting s) {
-  int64_t row = (int64_t)s.heads * s.dim, stride = row + 3, dy_stride = row + 1, dx_stride = row + 2, n = s.rows * row;
+  int64_t row = (int64_t)s.heads * s.dim, gap = gap_of(s.rows), stride = row + gap, dy_stride = row + 2 * gap,
+          dx_stride = row + 3 * gap, n = s.rows * row;
   void *x = numbers(s.type, s.rows, row, stride, 1, 2), *dy = numbers(s.type, s.rows, row, dy_stride, 5, 1);
   void *y = poison(s.type, s.rows, row), *dx = poison(s.type, s.rows, dx_stride),
        *w = numbers(s.weight_type, 1, s.dim, s.dim, 3, 1);

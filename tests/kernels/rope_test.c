@@ -13,7 +13,7 @@ enum { TABLE = 300 };
 
 static rope_case make(px_dtype type, int64_t rows, int heads, int head_dim, int rot_dim) {
   int half = rot_dim / 2;
-  int64_t stride = (int64_t)heads * head_dim + 7;
+  int64_t width = (int64_t)heads * head_dim, stride = width + gap_of(rows);
   rope_case c = {.cos = guarded((size_t)(TABLE * half) * 4),
                  .sin = guarded((size_t)(TABLE * half) * 4),
                  .positions = guarded((size_t)rows * 4)};
@@ -29,7 +29,7 @@ static rope_case make(px_dtype type, int64_t rows, int heads, int head_dim, int 
                        .heads = heads,
                        .head_dim = head_dim,
                        .rot_dim = rot_dim,
-                       .x = numbers(type, rows, stride - 7, stride, 1, 2),
+                       .x = numbers(type, rows, width, stride, 1, 2),
                        .positions = c.positions,
                        .cos = c.cos,
                        .sin = c.sin,

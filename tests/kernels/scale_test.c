@@ -3,7 +3,7 @@
 #include "helpers/kernel.h"
 #include "kernels/scale.h"
 
-enum { GAP = 3, SEQS = 6, COUNT = 3 };
+enum { SEQS = 6, COUNT = 3 };
 
 typedef struct problem {
   px_dtype type;
@@ -47,7 +47,7 @@ static double scale_at(const problem *p, int64_t t, int64_t j) {
 }
 
 static void forward(problem *p, bool in_place) {
-  int64_t stride = p->dim + GAP;
+  int64_t stride = p->dim + gap_of(p->rows);
   void *x = numbers(p->type, p->rows, p->dim, stride, 1, 1), *y = in_place ? x : poison(p->type, p->rows, stride);
   double *want = doubles(p->rows * p->dim);
   for (int64_t t = 0; t < p->rows; t++)
@@ -63,7 +63,7 @@ static void forward(problem *p, bool in_place) {
 }
 
 static void backward(problem *p, bool in_place) {
-  int64_t stride = p->dim + GAP, dim = p->dim;
+  int64_t stride = p->dim + gap_of(p->rows), dim = p->dim;
   void *x = numbers(p->type, p->rows, dim, stride, 1, 1), *dy = numbers(p->type, p->rows, dim, stride, 2, 1);
   void *dx = in_place ? dy : poison(p->type, p->rows, stride);
   double *want = doubles(p->rows * dim), *sums = doubles(COUNT * dim);
