@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Cross-entropy: a block per row goes over it three times (the largest, the sum of exp, the gradient); the second and
- * third pass find a row of usual length in the cache. The losses are added up by a launch of their own, in order. */
+ * Cross-entropy: a block per row goes over it twice. The first pass finds the largest and the sum of exp together (each
+ * thread's sum is relative to the largest that it has met, and they are brought together at the end), the second writes the gradient
+ * and finds a row of usual length in the cache. The losses are added up by a launch of their own, in order. */
 #include "kernels/device.cuh"
 #include "kernels/loss.h"
 
@@ -16,32 +17,45 @@ PX_DEVICE float no_loss(const px_loss_args &a, T *z, int64_t whole) {
   return 0;
 }
 
+/* What a thread has met of a row: the largest, and the sum of exp(x - largest). Nothing above -inf yet: sum relative to 0, so
+ * that a NaN is not lost. */
+struct met {
+  float best, sum;
+};
+
+template <int N>
+PX_DEVICE void meet(met *m, const float *x) {
+  float best = m->best;
+#pragma unroll
+  for (int j = 0; j < N; j++) best = fmaxf(best, x[j]);
+  if (best > m->best) m->sum *= expf(m->best - best);
+  m->best = best;
+  float base = best > -INFINITY ? best : 0;
+#pragma unroll
+  for (int j = 0; j < N; j++) m->sum += expf(x[j] - base);
+}
+
 /* One row; its loss, in every thread. */
 template <typename T, int N>
 PX_DEVICE float row_loss(const px_loss_args &a, int64_t t, float *scratch) {
   T *z = static_cast<T *>(a.logits) + t * a.stride;
   int32_t target = a.targets[t];
   int64_t whole = a.vocab / N * N; /* what words cover */
-  float best = -INFINITY, sum = 0;
   if (target == PX_NO_TARGET) return no_loss<T, N>(a, z, whole);
   if (target < 0 || target >= a.vocab) return NAN;
+  met mine = {-INFINITY, 0};
   for (int64_t i = (int64_t)threadIdx.x * N; i < whole; i += LOSS_THREADS * N) {
     float x[N];
     px_load<N>(z + i, x);
-#pragma unroll
-    for (int j = 0; j < N; j++) best = fmaxf(best, x[j]);
+    meet<N>(&mine, x);
   }
-  for (int64_t i = whole + threadIdx.x; i < a.vocab; i += LOSS_THREADS) best = fmaxf(best, px_to_float(z[i]));
-  best = px_block_max(best, scratch);
+  for (int64_t i = whole + threadIdx.x; i < a.vocab; i += LOSS_THREADS) {
+    float x = px_to_float(z[i]);
+    meet<1>(&mine, &x);
+  }
+  float best = px_block_max(mine.best, scratch);
   if (!isfinite(best)) return NAN;
-  for (int64_t i = (int64_t)threadIdx.x * N; i < whole; i += LOSS_THREADS * N) {
-    float x[N];
-    px_load<N>(z + i, x);
-#pragma unroll
-    for (int j = 0; j < N; j++) sum += expf(x[j] - best);
-  }
-  for (int64_t i = whole + threadIdx.x; i < a.vocab; i += LOSS_THREADS) sum += expf(px_to_float(z[i]) - best);
-  sum = px_block_sum(sum, scratch);
+  float sum = px_block_sum(mine.best > -INFINITY ? mine.sum * expf(mine.best - best) : mine.sum, scratch);
   float loss = logf(sum) + (best - px_to_float(z[target])), scale = 1.0f / sum;
   if (!a.write_grad) return loss;
   __syncthreads(); /* everyone has read the target's logit */
