@@ -223,7 +223,7 @@ PX_DEVICE void wide_tile(const product<T, W> &p, uint32_t live, float *stages) {
 
 /* Blocks: tiles of rows, tiles of columns, and a share of the adapters that a tile's rows name. */
 template <typename T, typename W, bool fwd, bool wide>
-PX_KERNEL(LORA_THREADS)
+PX_KERNEL_BLOCKS(LORA_THREADS, 3)
 product_kernel(px_lora_args a) {
   PX_SHARED(four, stages, WARPS * STAGE / 4);
   PX_SHARED(int32_t, ids, TALL);
@@ -255,7 +255,7 @@ product_kernel(px_lora_args a) {
 /* A tile of one matrix's gradient: x along its long side where `x_is_tall`, else y. Sequences of one adapter that follow
  * one another are one run of rows. */
 template <typename T, bool x_is_tall>
-PX_KERNEL(LORA_THREADS)
+PX_KERNEL_BLOCKS(LORA_THREADS, 3)
 gradient_kernel(px_lora_args a) {
   PX_SHARED(four, stages, WARPS * STAGE / 4);
   const int32_t id = (int32_t)blockIdx.z;
