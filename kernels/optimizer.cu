@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT
  * AdamW and the sum of squares over a whole list of tensors, whose lengths only the device knows: grids of a fixed size
- * stride over every tensor. */
+ * stride over every tensor, in words of 16 bytes where a tensor's parts begin at such. */
 #include "kernels/device.cuh"
 #include "kernels/optimizer.h"
 
 enum { OPT_THREADS = 256, OPT_BLOCKS = 528 };
+
+PX_DEVICE bool are_words(const float *p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 /* Part x of group y: each thread adds the elements of all the group's tensors that are its own in a stride of the whole
  * grid, then the block adds its threads. */
@@ -15,8 +17,14 @@ PX_KERNEL(OPT_THREADS) sum_sq_kernel(px_sum_sq_args a) {
   for (int32_t i = 0; i < a.tensor_count; i++) {
     if (a.tensors[i].group != (int32_t)blockIdx.y) continue;
     const float *g = a.tensors[i].grad;
-    for (int64_t e = (int64_t)blockIdx.x * OPT_THREADS + threadIdx.x; e < a.tensors[i].count; e += apart)
-      sum += (double)g[e] * (double)g[e];
+    int64_t count = a.tensors[i].count, whole = are_words(g) ? count / 4 * 4 : 0, mine = (int64_t)blockIdx.x * OPT_THREADS + threadIdx.x;
+    for (int64_t e = 4 * mine; e < whole; e += 4 * apart) {
+      float x[4];
+      px_load<4>(g + e, x);
+#pragma unroll
+      for (int j = 0; j < 4; j++) sum += (double)x[j] * (double)x[j];
+    }
+    for (int64_t e = whole + mine; e < count; e += apart) sum += (double)g[e] * (double)g[e];
   }
   sum = px_block_sum(sum, scratch);
   if (threadIdx.x == 0) a.workspace[blockIdx.y * PX_SUM_SQ_PARTS + blockIdx.x] = sum;
@@ -63,8 +71,29 @@ PX_DEVICE factors factors_of(const px_adamw_args &a, const px_opt_tensor &t) {
   return f;
 }
 
+/* N neighbouring elements of a tensor. */
+template <int N>
+PX_DEVICE void update(const px_opt_tensor &t, const factors &f, int64_t e) {
+  float g[N], m[N], v[N], w[N];
+  px_load<N>(t.grad + e, g);
+  px_load<N>(t.m + e, m);
+  px_load<N>(t.v + e, v);
+  px_load<N>(t.value + e, w);
+#pragma unroll
+  for (int j = 0; j < N; j++) {
+    float x = g[j] * f.scale;
+    m[j] = f.b1 * m[j] + (1.0f - f.b1) * x;
+    v[j] = f.b2 * v[j] + (1.0f - f.b2) * x * x;
+    w[j] = w[j] - f.lr * (m[j] * f.correct1 / (sqrtf(v[j] * f.correct2) + f.eps) + f.decay * w[j]);
+  }
+  px_store<N>(t.m + e, m);
+  px_store<N>(t.v + e, v);
+  px_store<N>(t.value + e, w);
+}
+
 PX_KERNEL(OPT_THREADS) adamw_kernel(px_adamw_args a) {
   PX_SHARED(factors, shared, 1);
+  const int64_t mine = (int64_t)blockIdx.x * OPT_THREADS + threadIdx.x, apart = (int64_t)gridDim.x * OPT_THREADS;
   for (int32_t i = 0; i < a.tensor_count; i++) {
     const px_opt_tensor t = a.tensors[i];
     if (a.groups[t.group].skipped) continue; /* the same for all threads */
@@ -72,14 +101,10 @@ PX_KERNEL(OPT_THREADS) adamw_kernel(px_adamw_args a) {
     if (threadIdx.x == 0) shared[0] = factors_of(a, t);
     __syncthreads();
     factors f = shared[0];
-    for (int64_t e = (int64_t)blockIdx.x * OPT_THREADS + threadIdx.x; e < t.count;
-         e += (int64_t)gridDim.x * OPT_THREADS) {
-      float g = t.grad[e] * f.scale;
-      float m = f.b1 * t.m[e] + (1.0f - f.b1) * g, v = f.b2 * t.v[e] + (1.0f - f.b2) * g * g, w = t.value[e];
-      t.m[e] = m;
-      t.v[e] = v;
-      t.value[e] = w - f.lr * (m * f.correct1 / (sqrtf(v * f.correct2) + f.eps) + f.decay * w);
-    }
+    bool words = are_words(t.value) && are_words(t.grad) && are_words(t.m) && are_words(t.v);
+    int64_t whole = words ? t.count / 4 * 4 : 0;
+    for (int64_t e = 4 * mine; e < whole; e += 4 * apart) update<4>(t, f, e);
+    for (int64_t e = whole + mine; e < t.count; e += apart) update<1>(t, f, e);
   }
 }
 

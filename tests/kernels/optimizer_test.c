@@ -180,6 +180,25 @@ static void bits_do_not_depend_on_threads(void **state) {
   release(&first);
 }
 
+/* Tensors that begin one element after a word of 16 bytes: other loads, the same bits. */
+static void parts_of_any_alignment(void **state) {
+  (void)state;
+  static const int64_t size = 70001, longer = 70002;
+  problem p = make(1, &size, 1), q = make(1, &longer, 1);
+  px_opt_tensor *at = &q.tensors[0], *from = &p.tensors[0];
+  float **to[] = {&at->value, &at->grad, &at->m, &at->v}, *const source[] = {from->value, from->grad, from->m, from->v};
+  for (int i = 0; i < 4; i++) memcpy(++*to[i], source[i], (size_t)size * sizeof(float));
+  at->count = size;
+  p.groups[0].clip = q.groups[0].clip = 0; /* the sums of squares may be added in another order */
+  update(&p);
+  update(&q);
+  for (int i = 0; i < 4; i++) assert_memory_equal(*to[i], source[i], (size_t)size * sizeof(float));
+  for (int i = 0; i < 4; i++) --*to[i];
+  assert_true(fabs(p.groups[0].sum_sq - q.groups[0].sum_sq) <= 1e-12 * p.groups[0].sum_sq);
+  release(&p);
+  release(&q);
+}
+
 /* A group whose step is not finite, or has no labelled token, keeps every bit; the others go on. */
 static void a_bad_group_is_left_untouched(void **state) {
   (void)state;
@@ -280,6 +299,7 @@ int main(void) {
       cmocka_unit_test(twenty_steps_follow_torch),
       cmocka_unit_test(equals_the_formula_in_float64),
       cmocka_unit_test(bits_do_not_depend_on_threads),
+      cmocka_unit_test(parts_of_any_alignment),
       cmocka_unit_test(a_bad_group_is_left_untouched),
       cmocka_unit_test(sums_start_anew),
       cmocka_unit_test(refusals),
