@@ -276,6 +276,36 @@ class Failing(Cuda):
                      "libcublasLt has no cublasLtCreate: version 12 or later is needed",
                      env=dict(os.environ, LD_PRELOAD="./old.so", ASAN_OPTIONS="verify_asan_link_order=0"))
 
+    def where_only(self, folder):
+        """An environment in which libcublasLt opens from below `folder` alone, whatever this machine has and the program says."""
+        command.write("gone.c", f'''
+            #define _GNU_SOURCE
+            #include <dlfcn.h>
+            #include <string.h>
+            void *dlopen(const char *name, int flags) {{
+              void *(*real)(const char *, int) = (void *(*)(const char *, int))dlsym(RTLD_NEXT, "dlopen");
+              if (name && strstr(name, "cublasLt") && strncmp(name, "{folder}", {len(folder)}) != 0) return NULL;
+              return real(name, flags);
+            }}''')
+        command.subprocess.run(["cc", "-shared", "-fPIC", "gone.c", "-o", "gone.so", "-ldl"], check=True)
+        return dict(os.environ, LD_PRELOAD="./gone.so", ASAN_OPTIONS="verify_asan_link_order=0", VIRTUAL_ENV=folder)
+
+    def test_no_library(self):
+        args = ["eval", "--model", "model", "--data", "rows.jsonl", "--dtype", "f32", "--quiet", "--device"]
+        here = os.path.realpath("packages")
+        self.refused([*args, "cuda"], 5, "libcublasLt.so.13 was not found: neither where the loader looks (LD_LIBRARY_PATH), nor in "
+                     "/usr/local/cuda/lib64, nor in NVIDIA's Python packages; install it, for example with pip install nvidia-cublas",
+                     env=self.where_only(here))
+        cpu, _ = self.pfx(*args, "cpu", env=self.where_only(here))
+        self.assertEqual(cpu, self.pfx(*args, "cpu")[0])
+        for place in ("cu13/lib", "cublas/lib"):  # where NVIDIA's packages have it
+            lib = f"{here}/lib/python3.11/site-packages/nvidia/{place}"
+            os.makedirs(lib)
+            command.shutil.copy(os.path.join(os.path.dirname(command.PFX), "standin/libcublasLt.so.13"), lib)
+            found, _ = self.pfx(*args, "cuda", env=self.where_only(here))
+            self.assertEqual(found, self.pfx(*args, "cuda")[0])
+            command.shutil.rmtree(here)
+
     def test_out_of_memory(self):
         self.widen_model()
         out, err = self.train("--steps", "2", code=5, env=emulated(memory_mb=20))
