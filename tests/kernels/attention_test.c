@@ -45,23 +45,25 @@ static void equations_hold_at_awkward_sizes(void **state) {
       }
 }
 
+static void long_rows_and_prefixes(px_dtype type, const int *q_lens, const int *segs, int dim) {
+  problem p = {.type = type, .heads = 2, .kv_heads = 1, .dim = dim, .seqs = 2, .segments = 2, .mask = PX_MASK_CAUSAL};
+  make(&p, q_lens, q_lens, segs);
+  p.adapter[0] = 0;
+  p.adapter[1] = 1;
+  compare(&p);
+  release(&p);
+}
+
 static void long_rows_and_long_prefixes(void **state) {
   (void)state;
-  static const int q_lens[] = {257, 3}, segs[] = {200, 2048};
-  for (int type = 0; type < 2; type++) {
-    problem p = {.type = TEST_TYPES[type],
-                 .heads = 2,
-                 .kv_heads = 1,
-                 .dim = 16,
-                 .seqs = 2,
-                 .segments = 2,
-                 .mask = PX_MASK_CAUSAL};
-    make(&p, q_lens, q_lens, segs);
-    p.adapter[0] = 0;
-    p.adapter[1] = 1;
-    compare(&p);
-    release(&p);
-  }
+  for (int type = 0; type < 2; type++)
+    long_rows_and_prefixes(TEST_TYPES[type], (int[]){257, 3}, (int[]){200, 2048}, 16);
+}
+
+/* The shortest and the longest prefix in one launch. */
+static void prefixes_of_1_and_8192_tokens(void **state) {
+  (void)state;
+  for (int type = 0; type < 2; type++) long_rows_and_prefixes(TEST_TYPES[type], (int[]){9, 5}, (int[]){1, 8192}, type ? 64 : 16);
 }
 
 /* Several tiles of rows and of keys of every size that tensor cores are given, sequences that share tiles. */
@@ -192,6 +194,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(equations_hold_at_awkward_sizes),
       cmocka_unit_test(long_rows_and_long_prefixes),
+      cmocka_unit_test(prefixes_of_1_and_8192_tokens),
       cmocka_unit_test(every_tile_size),
       cmocka_unit_test(bits_do_not_depend_on_threads),
       cmocka_unit_test(a_sequence_does_not_see_its_batch),
