@@ -136,14 +136,15 @@ part_correct() {
   fi
   for test in "$bin"/*_cuda_test; do check "$(basename "$test")" 120 "$test"; done
   for test in device_product_test queue_test api_attention_test golden_test parts_golden_test; do check $test 120 "$bin/$test"; done
-  check training 180 "$python" tests/emu/cuda_check.py Training.test_as_on_the_cpu Training.test_stopped_and_resumed
+  check training 180 "$python" tests/emu/cuda_check.py Training.test_as_on_the_cpu Training.test_stopped_and_resumed \
+    Steps.test_replayed_or_one_by_one Failing.test_a_loss_that_is_not_finite
   check generation 120 "$python" tests/emu/cuda_check.py Using
   if ! command -v compute-sanitizer >/dev/null; then
     skip sanitizer "no compute-sanitizer here"
     return
   fi
   for tool in memcheck racecheck initcheck; do
-    for test in attention norm loss sample optimizer; do
+    for test in attention norm loss sample optimizer lora elementwise; do
       check "$tool-$test" 90 compute-sanitizer --tool $tool --error-exitcode 9 "$bin/${test}_cuda_test"
     done
   done

@@ -348,6 +348,24 @@ class Failing(Cuda):
                 self.pfx("train", "--resume", "run", "--quiet")
                 self.same_result("whole", "run")
 
+    def test_a_loss_that_is_not_finite(self):
+        """Seen while later steps are under way: they changed nothing, and what is saved is a run that stopped before it."""
+        rates = ("--lr", "1e38", "--clip", "-1", "--warmup", "12", "--save-every", "-1", "--steps", "50")
+        for graph in ((), ("--no-graph",)):
+            with self.subTest(graph):
+                command.shutil.rmtree("run", ignore_errors=True)
+                command.shutil.rmtree("stopped", ignore_errors=True)
+                out, err = self.train(*rates, *graph, code=1)
+                match = re.fullmatch(r"pfx: step (\d+): the (?:loss|gradient norm) is not finite; no tensor was changed. Try a smaller --lr, "
+                                     r"more --warmup, or --dtype f32\n", err)
+                self.assertTrue(match, err)
+                self.assertGreater(int(match[1]), 1)
+                self.assertEqual(self.step_saved(), int(match[1]) - 1)
+                self.assertEqual(self.pfx("train", "--resume", "run", "--quiet", code=1)[1], err)
+                self.train(*rates, *graph, "--stop-after", str(int(match[1]) - 1), out="stopped")
+                for name in ("adapter_model.safetensors", "checkpoint/pfx_state.safetensors"):  # it knows products of the bad step too
+                    self.assertEqual(*(command.read_safetensors(f"{run}/{name}")[0] for run in ("stopped", "run")))
+
     def test_every_call_fails_once(self):
         """No crash, no leak (the sanitizer looks), a message of one line, no half-written file."""
         self.train("--steps", "2", out="good")
