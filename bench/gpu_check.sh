@@ -57,7 +57,7 @@ log=$out/check.log
 link_programs() { # BUILD: bin/ of links, as the bundle has one
   bin=$1/programs
   mkdir -p "$bin"
-  for program in "$1"/pfx "$1"/tests/*_cuda_test "$1"/tests/golden_test "$1"/tests/parts_golden_test "$1"/tests/device_product_test \
+  for program in "$1"/pfx "$1"/tests/*_cuda_test "$1"/tests/golden_test "$1"/tests/generator_test "$1"/tests/parts_golden_test "$1"/tests/device_product_test \
     "$1"/tests/queue_test "$1"/tests/api_attention_test "$1"/bench/*_bench; do
     [ ! -x "$program" ] || ln -sf "$program" "$bin/"
   done
@@ -135,7 +135,7 @@ part_correct() {
     return
   fi
   for test in "$bin"/*_cuda_test; do check "$(basename "$test")" 120 "$test"; done
-  for test in device_product_test queue_test api_attention_test golden_test parts_golden_test; do check $test 120 "$bin/$test"; done
+  for test in device_product_test queue_test api_attention_test golden_test generator_test parts_golden_test; do check $test 120 "$bin/$test"; done
   check training 180 "$python" tests/emu/cuda_check.py Training.test_as_on_the_cpu Training.test_stopped_and_resumed \
     Steps.test_replayed_or_one_by_one Failing.test_a_loss_that_is_not_finite
   check generation 120 "$python" tests/emu/cuda_check.py Using

@@ -4,6 +4,7 @@
 #include "helpers/test.h"
 
 #include "generate/generator.h"
+#include "helpers/each_device.h"
 #include "helpers/golden.h"
 
 enum { PROMPTS = 3, NEW = 12, MOST = 64 };
@@ -58,7 +59,8 @@ static void greedy_equals_the_golden_text(void **state) {
     px_tensor_list golden;
     made together = {0};
     int32_t id;
-    ASSERT_OK(px_model_open(golden_path(cases[i], "", path), &(px_model_options){.dtype = PX_F32}, &model, &err));
+    ASSERT_OK(px_model_open(golden_path(cases[i], "", path), &(px_model_options){.device = device, .dtype = PX_F32},
+                            &model, &err));
     ASSERT_OK(px_safetensors_open(golden_path(cases[i], "golden.safetensors", path), &golden, NULL, NULL, &err));
     ASSERT_OK(px_adapter_open(golden_path(cases[i], "adapter", path), &adapter, &err));
     ASSERT_OK(px_generator_open(model, NULL, &(px_generator_options){.max_rows = 4}, &g, &err));
@@ -90,7 +92,8 @@ static void sampling_belongs_to_seed_and_row(void **state) {
   px_model *model = NULL;
   px_tensor_list golden;
   made forward = {0}, backward = {0};
-  ASSERT_OK(px_model_open(golden_path("qwen2", "", path), &(px_model_options){.dtype = PX_F32}, &model, &err));
+  ASSERT_OK(px_model_open(golden_path("qwen2", "", path), &(px_model_options){.device = device, .dtype = PX_F32},
+                          &model, &err));
   ASSERT_OK(px_safetensors_open(golden_path("qwen2", "golden.safetensors", path), &golden, NULL, NULL, &err));
   for (int pass = 0; pass < 2; pass++) {
     px_generator *g = NULL;
@@ -120,7 +123,8 @@ static void limits_are_said_with_numbers(void **state) {
   px_generator *g = NULL;
   made m = {0};
   int32_t ids[48] = {3};
-  ASSERT_OK(px_model_open(golden_path("gpt2", "", path), &(px_model_options){.dtype = PX_F32}, &model, &err));
+  ASSERT_OK(px_model_open(golden_path("gpt2", "", path), &(px_model_options){.device = device, .dtype = PX_F32}, &model,
+                          &err));
   ASSERT_OK(px_generator_open(model, NULL, &(px_generator_options){0}, &g, &err));
   px_request r = {.ids = ids,
                   .count = 48,
@@ -151,5 +155,5 @@ int main(void) {
       cmocka_unit_test(sampling_belongs_to_seed_and_row),
       cmocka_unit_test(limits_are_said_with_numbers),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  RETURN_FROM_EACH_DEVICE(tests);
 }

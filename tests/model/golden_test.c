@@ -7,6 +7,7 @@
 #include <math.h>
 #include <unistd.h>
 
+#include "helpers/each_device.h"
 #include "helpers/golden.h"
 #include "train/evaluate.h"
 
@@ -14,9 +15,6 @@
 static const double LOGITS = 2e-5; /* of the largest logit */
 static const double LOSS = 2e-6;   /* relative */
 static const double GRADS = 1e-5;  /* relative L2 */
-
-/* The device of the test that runs: NULL is the CPU. */
-static const char *device;
 
 /* Probes the case's rows and compares with tensors called prefix + name. */
 static void compare_model(const char *name, const char *model_folder, const char *model_file, const char *golden_file,
@@ -196,23 +194,6 @@ static void quantised_blocks_are_exact(void **state) {
   px_gguf_close(&gguf);
 }
 
-#ifdef PX_TEST_HAS_CUDA
-static int to_cuda(void **state) {
-  (void)state;
-  device = "cuda";
-  return 0;
-}
-
-static bool has_device(void) {
-  px_error err;
-  px_backend *be = NULL;
-  px_status status = px_backend_open(&(px_backend_options){.device = "cuda"}, &be, &err);
-  px_backend_close(be);
-  if (status == PX_NO_DEVICE) printf("skipped on cuda: %s\n", err.message);
-  return status != PX_NO_DEVICE;
-}
-#endif
-
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(frozen_models_equal_transformers),
@@ -224,12 +205,5 @@ int main(void) {
       cmocka_unit_test(bfloat16_errs_at_most_twice_as_much_as_torch),
       cmocka_unit_test(quantised_blocks_are_exact),
   };
-  int failed = cmocka_run_group_tests(tests, NULL, NULL);
-#ifdef PX_TEST_HAS_CUDA
-  if (has_device())
-    failed += cmocka_run_group_tests(tests, to_cuda, NULL);
-  else if (!failed)
-    return 77;
-#endif
-  return failed;
+  RETURN_FROM_EACH_DEVICE(tests);
 }

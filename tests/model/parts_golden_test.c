@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Every kind of adapter on every family against float64 results of PEFT and transformers (tests/golden/README.md): logits, loss
  * and the gradient of every trained tensor; in bfloat16 no further from float64 than twice what torch is. */
+#include "helpers/each_device.h"
 #include "helpers/test.h"
 
 #include <math.h>
@@ -13,9 +14,6 @@
 static const double LOGITS = 2e-5; /* of the largest logit */
 static const double LOSS = 2e-6;   /* relative */
 static const double GRADS = 1e-5;  /* relative L2 */
-
-/* The device of the test that runs: NULL is the CPU. */
-static const char *device;
 
 static const char *const families[] = {"gpt2", "llama", "mistral", "qwen2", "qwen3"};
 enum { FAMILIES = sizeof families / sizeof *families };
@@ -195,23 +193,6 @@ static void bfloat16_is_as_good_as_torch(void **state) {
     }
 }
 
-#ifdef PX_TEST_HAS_CUDA
-static int to_cuda(void **state) {
-  (void)state;
-  device = "cuda";
-  return 0;
-}
-
-static bool has_device(void) {
-  px_error err;
-  px_backend *be = NULL;
-  px_status status = px_backend_open(&(px_backend_options){.device = "cuda"}, &be, &err);
-  px_backend_close(be);
-  if (status == PX_NO_DEVICE) printf("skipped on cuda: %s\n", err.message);
-  return status != PX_NO_DEVICE;
-}
-#endif
-
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(prompts_equal_peft),          cmocka_unit_test(prefixes_in_part_equal_peft),
@@ -220,12 +201,5 @@ int main(void) {
       cmocka_unit_test(top_layers_equal_transformers), cmocka_unit_test(hybrids_equal_peft),
       cmocka_unit_test(all_weights_equal_transformers), cmocka_unit_test(bfloat16_is_as_good_as_torch),
   };
-  int failed = cmocka_run_group_tests(tests, NULL, NULL);
-#ifdef PX_TEST_HAS_CUDA
-  if (has_device())
-    failed += cmocka_run_group_tests(tests, to_cuda, NULL);
-  else if (!failed)
-    return 77;
-#endif
-  return failed;
+  RETURN_FROM_EACH_DEVICE(tests);
 }
