@@ -73,27 +73,46 @@ static void rows_of_the_tables_are_added(void **state) {
       }
 }
 
+static void gradient_case(px_dtype type, int64_t rows, int64_t dim, bool with_positions, int tokens) {
+  problem p;
+  make(&p, type, PX_F32, rows, dim, with_positions);
+  for (int64_t t = 0; t < rows; t++) p.ids[t] %= tokens;
+  double *table = doubles(TABLE * dim), *position = doubles(POSITIONS * dim);
+  for (int64_t e = 0; e < TABLE * dim; e++) table[e] = (double)p.b.dtable[e];
+  for (int64_t e = 0; p.b.dposition && e < POSITIONS * dim; e++) position[e] = (double)p.b.dposition[e];
+  for (int64_t e = 0; e < rows * dim; e++) {
+    table[p.ids[e / dim] * dim + e % dim] += (double)px_get(p.b.dy, p.b.dtype, e);
+    position[p.positions[e / dim] * dim + e % dim] += (double)px_get(p.b.dy, p.b.dtype, e);
+  }
+  assert_null(px_embed_bwd_check(&p.b));
+  assert_int_equal(px_embed_bwd_cpu(&p.b), 0);
+  expect_near("dtable", PX_F32, p.b.dtable, table, TABLE, dim, dim, TOL_F32_SUM);
+  if (p.b.dposition) expect_near("dposition", PX_F32, p.b.dposition, position, POSITIONS, dim, dim, TOL_F32_SUM);
+  free(table);
+  free(position);
+  release(&p);
+}
+
 static void gradients_gather_what_each_row_gave(void **state) {
   (void)state;
   for (int kind = 0; kind < 4; kind++)
-    for (int r = 0; r < TEST_ROWS_COUNT; r++) {
-      problem p;
-      make(&p, TEST_TYPES[kind & 1], PX_F32, TEST_ROWS[r], 65, kind & 2);
-      double *table = doubles(TABLE * 65), *position = doubles(POSITIONS * 65);
-      for (int64_t e = 0; e < TABLE * 65; e++) table[e] = (double)p.b.dtable[e];
-      for (int64_t e = 0; p.b.dposition && e < POSITIONS * 65; e++) position[e] = (double)p.b.dposition[e];
-      for (int64_t e = 0; e < p.b.rows * 65; e++) {
-        table[p.ids[e / 65] * 65 + e % 65] += (double)px_get(p.b.dy, p.b.dtype, e);
-        position[p.positions[e / 65] * 65 + e % 65] += (double)px_get(p.b.dy, p.b.dtype, e);
-      }
-      assert_null(px_embed_bwd_check(&p.b));
-      assert_int_equal(px_embed_bwd_cpu(&p.b), 0);
-      expect_near("dtable", PX_F32, p.b.dtable, table, TABLE, 65, 65, TOL_F32_SUM);
-      if (p.b.dposition) expect_near("dposition", PX_F32, p.b.dposition, position, POSITIONS, 65, 65, TOL_F32_SUM);
-      free(table);
-      free(position);
-      release(&p);
-    }
+    for (int r = 0; r < TEST_ROWS_COUNT; r++)
+      gradient_case(TEST_TYPES[kind & 1], TEST_ROWS[r], r % 2 ? 64 : 65, kind & 2, TABLE);
+  gradient_case(PX_BF16, 1000, 12, false, 2); /* more rows of one token than a device's block lists at a time */
+}
+
+/* Each row of the table is its own plus its rows' gradients, in their order: bit for bit. */
+static void gradients_add_in_the_order_of_the_rows(void **state) {
+  (void)state;
+  problem p;
+  make(&p, PX_BF16, PX_F32, 1000, 20, false);
+  float *want = malloc(TABLE * 20 * sizeof *want);
+  memcpy(want, p.b.dtable, TABLE * 20 * sizeof *want);
+  for (int64_t e = 0; e < 1000 * 20; e++) want[p.ids[e / 20] * 20 + e % 20] += px_get(p.b.dy, PX_BF16, e);
+  assert_int_equal(px_embed_bwd_cpu(&p.b), 0);
+  assert_memory_equal(p.b.dtable, want, TABLE * 20 * sizeof *want);
+  free(want);
+  release(&p);
 }
 
 static void ids_and_positions_outside_are_refused(void **state) {
@@ -156,11 +175,9 @@ static void refusals(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(rows_of_the_tables_are_added),
-      cmocka_unit_test(gradients_gather_what_each_row_gave),
-      cmocka_unit_test(ids_and_positions_outside_are_refused),
-      cmocka_unit_test(bits_do_not_depend_on_threads),
-      cmocka_unit_test(refusals),
+      cmocka_unit_test(rows_of_the_tables_are_added),           cmocka_unit_test(gradients_gather_what_each_row_gave),
+      cmocka_unit_test(gradients_add_in_the_order_of_the_rows), cmocka_unit_test(ids_and_positions_outside_are_refused),
+      cmocka_unit_test(bits_do_not_depend_on_threads),          cmocka_unit_test(refusals),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
