@@ -91,6 +91,33 @@ PX_DEVICE void update(const px_opt_tensor &t, const factors &f, int64_t e) {
   px_store<N>(t.value + e, w);
 }
 
+template <int N>
+PX_DEVICE void descend(const px_opt_tensor &t, const factors &f, int64_t e) {
+  float g[N], w[N];
+  px_load<N>(t.grad + e, g);
+  px_load<N>(t.value + e, w);
+#pragma unroll
+  for (int j = 0; j < N; j++) w[j] = w[j] - f.lr * (g[j] * f.scale + f.decay * w[j]);
+  px_store<N>(t.value + e, w);
+}
+
+/* Without moments. */
+PX_KERNEL(OPT_THREADS) sgd_kernel(px_adamw_args a) {
+  PX_SHARED(factors, shared, 1);
+  const int64_t mine = (int64_t)blockIdx.x * OPT_THREADS + threadIdx.x, apart = (int64_t)gridDim.x * OPT_THREADS;
+  for (int32_t i = 0; i < a.tensor_count; i++) {
+    const px_opt_tensor t = a.tensors[i];
+    if (a.groups[t.group].skipped) continue; /* the same for all threads */
+    __syncthreads();
+    if (threadIdx.x == 0) shared[0] = factors_of(a, t);
+    __syncthreads();
+    factors f = shared[0];
+    int64_t whole = are_words(t.value) && are_words(t.grad) ? t.count / 4 * 4 : 0;
+    for (int64_t e = 4 * mine; e < whole; e += 4 * apart) descend<4>(t, f, e);
+    for (int64_t e = whole + mine; e < t.count; e += apart) descend<1>(t, f, e);
+  }
+}
+
 PX_KERNEL(OPT_THREADS) adamw_kernel(px_adamw_args a) {
   PX_SHARED(factors, shared, 1);
   const int64_t mine = (int64_t)blockIdx.x * OPT_THREADS + threadIdx.x, apart = (int64_t)gridDim.x * OPT_THREADS;
@@ -124,7 +151,8 @@ int px_adamw_cuda(const px_adamw_args *a, void *stream) {
   if (a->group_count == 0) return 0;
   unsigned group_blocks = px_blocks(a->group_count, OPT_THREADS);
   PX_LAUNCH(judge_kernel, group_blocks, OPT_THREADS, 0, stream, *a);
-  if (a->tensor_count > 0) PX_LAUNCH(adamw_kernel, OPT_BLOCKS, OPT_THREADS, 0, stream, *a);
+  if (a->tensor_count > 0 && a->sgd) PX_LAUNCH(sgd_kernel, OPT_BLOCKS, OPT_THREADS, 0, stream, *a);
+  if (a->tensor_count > 0 && !a->sgd) PX_LAUNCH(adamw_kernel, OPT_BLOCKS, OPT_THREADS, 0, stream, *a);
   PX_LAUNCH(count_kernel, group_blocks, OPT_THREADS, 0, stream, *a);
   return PX_LAUNCHED();
 }

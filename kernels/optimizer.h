@@ -7,7 +7,8 @@
  * PX_BAD_STEP), and as long as the host leaves PX_BAD_STEP there: steps that were asked for before anyone saw it change
  * nothing. Else group.skipped = PX_STEP_DONE, and with c = clip > 0 ? min(1, clip / (norm + 1e-6)) : 1,  g = c * grad / n,
  * t = group.step + 1, lr = group.lr * lr_scale: m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,
- * value -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * value); then group.step = t.
+ * value -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * value); then group.step = t. With sgd instead
+ * value -= lr (g + weight_decay * value); there are no moments then, and m and v may be NULL.
  * A division by 1 - b^t is a product with 1 / (1 - b^t). What is the same for a whole tensor (c /
  * n, those factors) is float64, rounded once; element arithmetic is float32 in the order written. Shapes: every tensor
  * `count` elements, dense float32; tensors do not overlap. Determinism: parts of fixed length, summed in order, tensors
@@ -53,6 +54,7 @@ typedef struct px_adamw_args {
   int32_t tensor_count, group_count;
   px_group *groups;
   float beta1, beta2, eps;
+  bool sgd;
 } px_adamw_args;
 
 /* Sums that a group's sum of squares is made of on a device. */

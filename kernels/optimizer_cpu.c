@@ -8,12 +8,12 @@ static const char *check(const px_opt_tensor *tensors, int32_t count, const px_g
   return (count && !tensors) || (group_count && !groups) ? "a pointer is missing" : NULL;
 }
 
-static const char *check_arrays(const px_opt_tensor *tensors, int32_t count, int32_t group_count, bool update) {
+static const char *check_arrays(const px_opt_tensor *tensors, int32_t count, int32_t group_count, bool update, bool moments) {
   for (int32_t i = 0; i < count; i++) {
     const px_opt_tensor *t = &tensors[i];
     if (t->group < 0 || t->group >= group_count) return "a tensor's group is out of range";
     if (t->count < 0 || (t->count && !t->grad)) return "a tensor has no gradient";
-    if (update && t->count && (!t->value || !t->m || !t->v)) return "a tensor has no value or moments";
+    if (update && t->count && (!t->value || (moments && (!t->m || !t->v)))) return "a tensor has no value or moments";
   }
   return NULL;
 }
@@ -23,7 +23,7 @@ const char *px_sum_sq_check(const px_sum_sq_args *a) {
   return check(a->tensors, a->tensor_count, a->groups, a->group_count);
 }
 const char *px_sum_sq_check_arrays(const px_sum_sq_args *a) {
-  return check_arrays(a->tensors, a->tensor_count, a->group_count, false);
+  return check_arrays(a->tensors, a->tensor_count, a->group_count, false, false);
 }
 
 const char *px_adamw_check(const px_adamw_args *a) {
@@ -32,7 +32,7 @@ const char *px_adamw_check(const px_adamw_args *a) {
   return check(a->tensors, a->tensor_count, a->groups, a->group_count);
 }
 const char *px_adamw_check_arrays(const px_adamw_args *a) {
-  return check_arrays(a->tensors, a->tensor_count, a->group_count, true);
+  return check_arrays(a->tensors, a->tensor_count, a->group_count, true, !a->sgd);
 }
 
 static double elements(const px_opt_tensor *tensors, int32_t count) {
@@ -48,7 +48,7 @@ px_cost px_sum_sq_cost(const px_sum_sq_args *a) {
 
 px_cost px_adamw_cost(const px_adamw_args *a) {
   double n = elements(a->tensors, a->tensor_count);
-  return (px_cost){.bytes = 28 * n, .operations = 17 * n};
+  return a->sgd ? (px_cost){.bytes = 12 * n, .operations = 5 * n} : (px_cost){.bytes = 28 * n, .operations = 17 * n};
 }
 
 enum { PART = 4096, PARTS_AT_ONCE = 256 };
@@ -110,6 +110,23 @@ static void update_part(float *value, const float *grad, float *first, float *se
   }
 }
 
+static void sgd_part(float *value, const float *grad, int64_t count, factors f) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; i++) value[i] -= f.lr * (grad[i] * f.scale + f.decay * value[i]);
+}
+
+/* Parts of fixed length, so that an element takes the same path for any number of threads. */
+static void update_tensor(const px_opt_tensor *t, factors f, bool sgd) {
+#pragma omp parallel for schedule(static) if (t->count >= PX_PARALLEL_MIN)
+  for (int64_t at = 0; at < t->count; at += PART) {
+    int64_t n = t->count - at < PART ? t->count - at : PART;
+    if (sgd)
+      sgd_part(t->value + at, t->grad + at, n, f);
+    else
+      update_part(t->value + at, t->grad + at, t->m + at, t->v + at, n, f);
+  }
+}
+
 int px_adamw_cpu(const px_adamw_args *a) {
   for (int32_t g = 0; g < a->group_count; g++) {
     px_group *group = &a->groups[g];
@@ -123,11 +140,7 @@ int px_adamw_cpu(const px_adamw_args *a) {
   for (int32_t i = 0; i < a->tensor_count; i++) {
     const px_opt_tensor *t = &a->tensors[i];
     if (a->groups[t->group].skipped) continue;
-    factors f = factors_of(a, t);
-    /* Parts of fixed length, so that an element takes the same path for any number of threads. */
-#pragma omp parallel for schedule(static) if (t->count >= PX_PARALLEL_MIN)
-    for (int64_t at = 0; at < t->count; at += PART)
-      update_part(t->value + at, t->grad + at, t->m + at, t->v + at, t->count - at < PART ? t->count - at : PART, f);
+    update_tensor(t, factors_of(a, t), a->sgd);
   }
   for (int32_t g = 0; g < a->group_count; g++) a->groups[g].step += !a->groups[g].skipped;
   return 0;

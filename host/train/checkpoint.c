@@ -52,7 +52,7 @@ static px_status state_tensors(px_run *run, px_arena *arena, state_tensor **out,
     const px_param *q = &t->params[i];
     float *const at[3] = {q->value, q->m, q->v};
     static const char *const suffix[3] = {"value", "m", "v"};
-    for (int k = 0; k < 3; k++)
+    for (int k = 0; k < (q->m ? 3 : 1); k++)
       list[n++] = (state_tensor){px_arena_printf(arena, "%s.%s", q->name, suffix[k]), at[k], q->count};
   }
   for (int i = 0; i < t->fixed_count; i++) list[n++] = (state_tensor){t->fixed[i].name, t->fixed[i].value, t->fixed[i].count};

@@ -233,7 +233,8 @@ static void enqueue(px_step *s, unit u) {
                                    .group_count = 1,
                                    .beta1 = s->o.beta1,
                                    .beta2 = s->o.beta2,
-                                   .eps = s->o.eps});
+                                   .eps = s->o.eps,
+                                   .sgd = tune->spec.plain_descent});
 }
 
 static bool same_unit(unit a, unit b) {

@@ -50,14 +50,16 @@ void px_part_write(px_part *p, float *to, const float *from, int64_t count);
 void px_part_reach(px_part *p, int32_t layer, px_stop stop);
 /* Gradients and moments are there. */
 static inline bool px_part_trains(const px_part *p) { return !p->tune->spec.used; }
-/* Numbers that a part keeps for `count` trained ones: with the two moments, where it trains. */
-static inline int64_t px_part_kept(const px_part *p, int64_t count) { return px_part_trains(p) ? 3 * count : count; }
+/* The two moments are there. */
+static inline bool px_part_moments(const px_part *p) { return px_part_trains(p) && !p->tune->spec.plain_descent; }
+/* Numbers that a part keeps for `count` trained ones. */
+static inline int64_t px_part_kept(const px_part *p, int64_t count) { return px_part_moments(p) ? 3 * count : count; }
 /* The gradient's and the moments' places beside a value at memory + at, of a part that keeps `all` numbers. */
 static inline void px_part_places(const px_part *p, float *memory, int64_t all, int64_t at, px_param *q) {
   q->value = memory + at;
   q->grad = px_part_trains(p) ? p->grads + at : NULL;
-  q->m = px_part_trains(p) ? memory + all + at : NULL;
-  q->v = px_part_trains(p) ? memory + 2 * all + at : NULL;
+  q->m = px_part_moments(p) ? memory + all + at : NULL;
+  q->v = px_part_moments(p) ? memory + 2 * all + at : NULL;
 }
 /* Room after count floats so that what follows begins at 64 bytes. */
 static inline int64_t px_part_room(int64_t count) { return (count + 15) & ~(int64_t)15; }

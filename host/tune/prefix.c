@@ -31,11 +31,11 @@ static int64_t lay_out(const px_part *part, px_prefix_part *p, float *base) {
     TAKE(h, part->tokens * hidden);
     TAKE(dh, part->tokens * hidden);
     if (p->has_offset) TAKE(offset, all);
-    TAKE(m, n);
-    TAKE(v, n);
+    if (px_part_moments(part)) TAKE(m, n);
+    if (px_part_moments(part)) TAKE(v, n);
   } else {
-    if (px_part_trains(part)) TAKE(m, all);
-    if (px_part_trains(part)) TAKE(v, all);
+    if (px_part_moments(part)) TAKE(m, all);
+    if (px_part_moments(part)) TAKE(v, all);
   }
 #undef TAKE
   return at;
@@ -55,7 +55,7 @@ static px_status register_plain(px_part *part, px_prefix_part *p, px_error *err)
       char name[64];
       int64_t at = (2 * l + kv) * p->slice + skip, grad_at = (2 * (t->config->layers - 1 - l) + kv) * p->slice + skip;
       px_param q = {.name = name, .dims = 3, .shape = {2, part->tokens, p->width}, .value = p->flat + at, .grad = p->segment_grads + grad_at,
-                    .m = p->m + at, .v = p->v + at, .weight_decay = t->spec.weight_decay};
+                    .m = p->m ? p->m + at : NULL, .v = p->v ? p->v + at : NULL, .weight_decay = t->spec.weight_decay};
       if (skip) q = (px_param){.name = name, .dims = 2, .shape = {part->tokens - part->spec->frozen, p->width}, .value = q.value, .grad = q.grad,
                                .m = q.m, .v = q.v, .weight_decay = q.weight_decay};
       snprintf(name, sizeof name, skip ? kv ? "prefix.layers.%d.values" : "prefix.layers.%d.keys" : "prefix.layers.%d", l);
@@ -84,7 +84,7 @@ static px_status register_reparam(px_part *part, px_prefix_part *p, px_error *er
     *tensors[i].value = p->values + at;
     *tensors[i].grad = p->param_grads + at;
     px_param q = {.name = tensors[i].name, .dims = tensors[i].dims, .shape = {tensors[i].shape[0], tensors[i].shape[1]}, .value = p->values + at,
-                  .grad = p->param_grads + at, .m = p->m + at, .v = p->v + at, .weight_decay = t->spec.weight_decay};
+                  .grad = p->param_grads + at, .m = p->m ? p->m + at : NULL, .v = p->v ? p->v + at : NULL, .weight_decay = t->spec.weight_decay};
     PX_TRY(px_part_add(part, &q, err));
     at += px_part_room(t->params[t->param_count - 1].count);
   }

@@ -33,6 +33,7 @@ typedef struct px_tune_spec {
   bool force;              /* INIT_ADAPTER: an adapter of other weights will do */
   bool restored;           /* the values come from a checkpoint or an adapter: no initial ones are computed; sizes are given */
   bool used;               /* nothing is trained: no gradients, no moments */
+  bool plain_descent;      /* SGD: no moments are kept */
   float weight_decay;      /* of everything trained but biases, norms and scales */
 } px_tune_spec;
 
