@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT
+ * Model folders: a base with an adapter in its weights, or alone. */
+#include "api/handles.h"
+#include "model/model_write.h"
+
+static const int types[] = {[PFX_WEIGHT_BASE] = -1, [PFX_WEIGHT_F32] = PX_F32, [PFX_WEIGHT_BF16] = PX_BF16, [PFX_WEIGHT_F16] = PX_F16};
+
+/* The tokenizer goes with the folder; a base may have none. */
+static void open_tokenizer(const px_model *m, px_tokenizer **tok, const px_log *log) {
+  px_error why = {0};
+  if (px_tokenizer_open(m->source.path, tok, &why) == PX_OK) return;
+  *tok = NULL;
+  if (m->source.is_gguf) px_log_message(log, PX_LOG_WARN, "no tokenizer is written: %s", why.message);
+}
+
+pfx_status pfx_merge_wait(const char *model, const char *adapter, const char *out, const pfx_merge_options *options, pfx_merge_result *result,
+                          pfx_error *err) {
+  pfx_merge_options o = pfx_merge_options_init();
+  px_error *e = px_api_error(err);
+  if (px_api_options(&o, sizeof o, options, "pfx_merge_options", err) != PFX_OK) return PFX_INVALID;
+  if (!model || !out) return px_api_status(px_fail(e, PX_INVALID, "a model and an output folder are needed"));
+  if ((unsigned)o.type > PFX_WEIGHT_F16) return px_api_status(px_fail(e, PX_INVALID, "type %d of the weights is not known", (int)o.type));
+  px_log log = px_api_log(o.log, o.log_user);
+  px_model *m = NULL;
+  px_tokenizer *tok = NULL;
+  px_model_written w = {0};
+  px_model_write_options write = {.dtype = types[o.type], .log = log};
+  px_status status = px_model_open_files(model, &m, e);
+  if (status == PX_OK) {
+    open_tokenizer(m, &tok, &log);
+    (void)adapter;
+    status = px_model_write(out, &m->source, tok, NULL, &write, &w, e);
+  }
+  if (result)
+    *result = (pfx_merge_result){.tensors = (int64_t)w.tensors, .files = (int64_t)w.files, .bytes = w.bytes,
+                                 .type = w.dtype == PX_F32 ? PFX_WEIGHT_F32 : w.dtype == PX_BF16 ? PFX_WEIGHT_BF16 : PFX_WEIGHT_F16};
+  px_tokenizer_close(tok);
+  px_model_close(m);
+  return px_api_status(status);
+}

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: MIT */
+#include "core/folder_out.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/file.h"
+
+static bool is_dot(const char *name) { return strcmp(name, ".") == 0 || strcmp(name, "..") == 0; }
+
+static bool is_empty(const char *path) {
+  DIR *dir = opendir(path);
+  bool empty = true;
+  for (struct dirent *e; dir && (e = readdir(dir));) empty &= is_dot(e->d_name);
+  if (dir) closedir(dir);
+  return empty;
+}
+
+/* Such folders hold files alone. */
+static void remove_folder(const char *path) {
+  DIR *dir = opendir(path);
+  for (struct dirent *e; dir && (e = readdir(dir));)
+    if (!is_dot(e->d_name)) unlinkat(dirfd(dir), e->d_name, 0);
+  if (dir) closedir(dir);
+  rmdir(path);
+}
+
+/* Opens and locks it; -1: somebody else writes it. */
+static int lock_folder(const char *path) {
+  int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+  if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    close(fd);
+    return -1;
+  }
+  return fd;
+}
+
+/* <name>.tmp.XXXXXX beside `path`. */
+static void remove_leftovers(const char *parent, const char *name) {
+  size_t n = strlen(name);
+  DIR *dir = opendir(parent);
+  for (struct dirent *e; dir && (e = readdir(dir));) {
+    char *path = NULL;
+    if (strncmp(e->d_name, name, n) != 0 || strncmp(e->d_name + n, ".tmp.", 5) != 0 || strlen(e->d_name + n) != 11) continue;
+    int fd = asprintf(&path, "%s/%s", parent, e->d_name) < 0 ? -1 : lock_folder(path);
+    if (fd >= 0) {
+      remove_folder(path);
+      close(fd);
+    }
+    free(path);
+  }
+  if (dir) closedir(dir);
+}
+
+/* Makes <path>.tmp.XXXXXX, readable as the user's umask says. */
+static px_status make_temporary(px_folder_out *out, px_error *err) {
+  if (asprintf(&out->temporary, "%s.tmp.XXXXXX", out->path) < 0) {
+    out->temporary = NULL;
+    return px_fail(err, PX_NO_MEMORY, "no memory");
+  }
+  if (!mkdtemp(out->temporary)) {
+    int e = errno;
+    free(out->temporary);
+    out->temporary = NULL;
+    return px_fail_errno(err, PX_IO, e, "cannot make a folder beside %s", out->path);
+  }
+  mode_t mask = umask(0);
+  umask(mask);
+  if (chmod(out->temporary, 0777 & ~mask) != 0) { /* a file system without modes: it keeps 0700 */
+  }
+  out->lock_fd = lock_folder(out->temporary);
+  return PX_OK;
+}
+
+px_status px_folder_out_open(const char *path, px_folder_out *out, px_error *err) {
+  *out = (px_folder_out){.lock_fd = -1};
+  if (!*path) return px_fail(err, PX_INVALID, "the output folder has no name");
+  if (px_file_exists(path) && !px_file_is_dir(path)) return px_fail(err, PX_INVALID, "%s is a file: name another folder", path);
+  if (px_file_exists(path) && !is_empty(path)) return px_fail(err, PX_INVALID, "%s exists and is not empty: name another folder", path);
+  out->path = px_file_exists(path) ? realpath(path, NULL) : strdup(path); /* through links, for the rename */
+  if (!out->path) return px_fail(err, PX_NO_MEMORY, "no memory");
+  for (size_t n = strlen(out->path); n > 1 && out->path[n - 1] == '/'; n--) out->path[n - 1] = 0;
+  char *slash = strrchr(out->path, '/');
+  const char *name = slash ? slash + 1 : out->path;
+  char *parent = !slash ? strdup(".") : slash == out->path ? strdup("/") : strndup(out->path, (size_t)(slash - out->path));
+  px_status status = parent ? px_dir_make(parent, err) : px_fail(err, PX_NO_MEMORY, "no memory");
+  if (status == PX_OK) {
+    remove_leftovers(parent, name);
+    status = make_temporary(out, err);
+  }
+  free(parent);
+  if (status != PX_OK) px_folder_out_abort(out);
+  return status;
+}
+
+static void close_all(px_folder_out *out) {
+  if (out->lock_fd >= 0) close(out->lock_fd);
+  free(out->path);
+  free(out->temporary);
+  *out = (px_folder_out){.lock_fd = -1};
+}
+
+px_status px_folder_out_commit(px_folder_out *out, px_error *err) {
+  px_status status = PX_OK;
+  if (rename(out->temporary, out->path) != 0) { /* an empty folder of that name gives way */
+    status = px_fail_errno(err, PX_IO, errno, "cannot rename %s to %s", out->temporary, out->path);
+    px_folder_out_abort(out);
+    return status;
+  }
+  px_file_sync_folder(out->path);
+  close_all(out);
+  return status;
+}
+
+void px_folder_out_abort(px_folder_out *out) {
+  if (out->temporary) remove_folder(out->temporary);
+  close_all(out);
+}
