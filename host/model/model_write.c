@@ -52,8 +52,8 @@ static px_status add_item(job *j, const char *name, const px_canonical *t, px_dt
   return PX_OK;
 }
 
-static bool asked(const job *j, const char *name, int64_t rows, int64_t cols) {
-  return j->changes && j->changes->changes(j->changes->user, name, rows, cols);
+static bool asked(const job *j, const char *name, int64_t rows, int64_t cols, bool absent) {
+  return j->changes && j->changes->changes(j->changes->user, name, rows, cols, absent);
 }
 
 static const item *find_item(const job *j, size_t count, const char *name) {
@@ -79,9 +79,9 @@ static px_status each_bias(job *j, const char *const *modules, size_t modules_co
       px_canonical bias = {.dims = 1, .rows = 1, .cols = weight->canonical.rows};
       px_dtype type = weight->view.dtype;
       if (!add)
-        *wanted |= asked(j, text, 1, bias.cols);
+        *wanted |= asked(j, text, 1, bias.cols, true);
       else
-        PX_TRY(add_item(j, px_arena_strdup(&j->own.arena, text), &bias, type, asked(j, text, 1, bias.cols)));
+        PX_TRY(add_item(j, px_arena_strdup(&j->own.arena, text), &bias, type, asked(j, text, 1, bias.cols, true)));
     }
   return PX_OK;
 }
@@ -114,7 +114,7 @@ static px_status collect(job *j) {
   PX_TRY(px_source_tensors(&j->own, &tensors, &count, j->err));
   for (size_t i = 0; i < count; i++) {
     const px_canonical *t = &tensors[i].tensor;
-    PX_TRY(add_item(j, tensors[i].name, t, out_type(j, t->view->dtype), asked(j, tensors[i].name, t->rows, t->cols)));
+    PX_TRY(add_item(j, tensors[i].name, t, out_type(j, t->view->dtype), asked(j, tensors[i].name, t->rows, t->cols, false)));
   }
   PX_TRY(add_biases(j));
   qsort(j->items, j->count, sizeof *j->items, by_name);
@@ -247,6 +247,7 @@ static px_status write_weights(const job *j, px_model_written *w) {
   }
   w->files = files;
   w->tensors = j->count;
+  for (size_t k = 0; k < j->count; k++) w->changed += j->items[k].changed;
   if (status == PX_OK && files > 1) {
     json_t *index = json_pack("{s:{s:I} s:O}", "metadata", "total_size", (json_int_t)w->bytes, "weight_map", map);
     status = index ? put_json(j, "model.safetensors.index.json", index) : no_memory(j);
@@ -379,8 +380,9 @@ typedef struct replacement {
   size_t count;
 } replacement;
 
-static bool replaces(void *user, const char *name, int64_t rows, int64_t cols) {
+static bool replaces(void *user, const char *name, int64_t rows, int64_t cols, bool absent) {
   replacement *r = user;
+  (void)absent;
   for (size_t i = 0; i < r->count; i++)
     if (strcmp(r->overrides[i].name, name) == 0) return r->found[i] = r->overrides[i].count == rows * cols;
   return false;

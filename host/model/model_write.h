@@ -12,10 +12,10 @@
  * Conv1D matrices are [in, out]). */
 typedef struct px_model_changes {
   void *user;
-  /* Does it change this tensor? Asked for each tensor of the base, and for each bias that the base lacks and its architecture
-   * could have: one that it changes is then added, with zeros to start from, and config.json says so. Asked again, it must
-   * say the same. */
-  bool (*changes)(void *user, const char *name, int64_t rows, int64_t cols);
+  /* Does it change this tensor? Asked for each tensor of the base, and (`absent`) for each bias that the base lacks and its
+   * architecture could have: one that it changes is then added, with zeros to start from, and config.json says so. Asked
+   * again, it must say the same. */
+  bool (*changes)(void *user, const char *name, int64_t rows, int64_t cols, bool absent);
   /* After all names have been asked and before anything is written: the place to refuse what found no tensor. May be NULL. */
   px_status (*ready)(void *user, px_error *err);
   /* Changes rows [first, first + rows) in place; a vector is one row. */
@@ -36,7 +36,7 @@ typedef struct px_model_write_options {
 } px_model_write_options;
 
 typedef struct px_model_written {
-  size_t tensors, files; /* files: of weights */
+  size_t tensors, changed, files; /* files: of weights */
   uint64_t bytes;        /* of weights */
   px_dtype dtype;        /* as config.json names it: that of the embedding */
 } px_model_written;

@@ -495,8 +495,8 @@ typedef struct pfx_merge_result {
  * empty and appears whole or not at all. `model` and `adapter` are paths, as pfx_model_open and pfx_adapter_open take them;
  * adapter NULL: the base itself (a GGUF file becomes a folder). Only what a weight can hold is merged: low-rank deltas, scales,
  * norms, biases, layers; an adapter with a prefix or prompt is PFX_INVALID. Weights are computed in float32 and pass through
- * memory one at a time; no backend is opened. A GGUF's tokenizer and settings become the files that transformers reads.
- * result may be NULL. */
+ * memory one at a time; no backend is opened. A GGUF's tokenizer and settings become the files that transformers reads. An
+ * adapter of other weights is PFX_MISMATCH unless `force`. result may be NULL, and is filled on success. */
 PFX_API pfx_status pfx_merge_wait(const char *model, const char *adapter, const char *out, const pfx_merge_options *options,
                                   pfx_merge_result *result, pfx_error *err);
 

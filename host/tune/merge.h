@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: MIT
+ * An adapter in its base's weights. */
+#ifndef PX_TUNE_MERGE_H
+#define PX_TUNE_MERGE_H
+
+#include "model/model_write.h"
+#include "tune/adapter.h"
+
+/* PX_INVALID, by name, when a part of the adapter is no weight: a prefix or a prompt. */
+px_status px_merge_check(const px_adapter *adapter, px_error *err);
+
+/* Writes the base with the adapter in its weights as a model folder (px_model_write). Of a projection with everything,
+ *   y = s (x (W + scale B A)^T + b)        W and b replaced first, where a part has them
+ * becomes one weight: rows times s and b times s, or columns times s where the scale stands in front. Sums of low-rank products
+ * in float64, one rounding to float32, one to the type that is written. The adapter must fit the model (px_adapter_fits). */
+px_status px_merge(const px_adapter *adapter, const px_source *source, const px_tokenizer *tok, const char *dir,
+                   const px_model_write_options *options, px_model_written *written, px_error *err);
+
+#endif
