@@ -45,8 +45,9 @@ static int run_merge(int argc, char **argv) {
     printf(", \"tensors\": %lld, \"changed\": %lld, \"files\": %lld, \"bytes\": %llu, \"dtype\": \"%s\"}\n", (long long)r.tensors, (long long)r.changed,
            (long long)r.files, (unsigned long long)r.bytes, types[r.type]);
   } else {
-    printf("%s holds %lld tensors, %lld of them changed, %.1f MB in %s\n", out, (long long)r.tensors, (long long)r.changed, (double)r.bytes / 1e6,
-           types[r.type]);
+    bool small = r.bytes < 1000000;
+    printf("%s holds %lld tensors, %lld of them changed, %.1f %s in %s\n", out, (long long)r.tensors, (long long)r.changed,
+           (double)r.bytes / (small ? 1e3 : 1e6), small ? "kB" : "MB", types[r.type]);
   }
   return 0;
 }
