@@ -80,11 +80,12 @@ static px_status make_temporary(px_folder_out *out, px_error *err) {
   return PX_OK;
 }
 
-px_status px_folder_out_open(const char *path, px_folder_out *out, px_error *err) {
+px_status px_folder_out_open(const char *path, bool into, px_folder_out *out, px_error *err) {
   *out = (px_folder_out){.lock_fd = -1};
   if (!*path) return px_fail(err, PX_INVALID, "the output folder has no name");
   if (px_file_exists(path) && !px_file_is_dir(path)) return px_fail(err, PX_INVALID, "%s is a file: name another folder", path);
-  if (px_file_exists(path) && !is_empty(path)) return px_fail(err, PX_INVALID, "%s exists and is not empty: name another folder", path);
+  if (!into && px_file_exists(path) && !is_empty(path))
+    return px_fail(err, PX_INVALID, "%s exists and is not empty: name another folder", path);
   out->path = px_file_exists(path) ? realpath(path, NULL) : strdup(path); /* through links, for the rename */
   if (!out->path) return px_fail(err, PX_NO_MEMORY, "no memory");
   for (size_t n = strlen(out->path); n > 1 && out->path[n - 1] == '/'; n--) out->path[n - 1] = 0;
@@ -117,6 +118,44 @@ px_status px_folder_out_commit(px_folder_out *out, px_error *err) {
   }
   px_file_sync_folder(out->path);
   close_all(out);
+  return status;
+}
+
+static px_status move_file(const px_folder_out *out, const char *name, px_error *err) {
+  char *from = NULL, *to = NULL;
+  px_status status = PX_OK;
+  if (asprintf(&from, "%s/%s", out->temporary, name) < 0) from = NULL;
+  if (asprintf(&to, "%s/%s", out->path, name) < 0) to = NULL;
+  if (!from || !to)
+    status = px_fail(err, PX_NO_MEMORY, "no memory");
+  else if (rename(from, to) != 0)
+    status = px_fail_errno(err, PX_IO, errno, "cannot write %s", to);
+  free(from);
+  free(to);
+  return status;
+}
+
+static px_status move_all(const px_folder_out *out, const char *last, bool (*stale)(const char *name), px_error *err) {
+  DIR *target = opendir(out->path), *source = opendir(out->temporary);
+  px_status status = target && source ? PX_OK : px_fail_errno(err, PX_IO, errno, "cannot open %s", target ? out->temporary : out->path);
+  if (status == PX_OK && unlinkat(dirfd(target), last, 0) != 0 && errno != ENOENT)
+    status = px_fail_errno(err, PX_IO, errno, "cannot write %s/%s", out->path, last);
+  for (struct dirent *e; status == PX_OK && (e = readdir(target));)
+    if (stale(e->d_name)) unlinkat(dirfd(target), e->d_name, 0);
+  if (target) fsync(dirfd(target));
+  for (struct dirent *e; status == PX_OK && (e = readdir(source));)
+    if (!is_dot(e->d_name) && strcmp(e->d_name, last) != 0) status = move_file(out, e->d_name, err);
+  if (target) fsync(dirfd(target));
+  if (status == PX_OK) status = move_file(out, last, err);
+  if (target) closedir(target);
+  if (source) closedir(source);
+  return status;
+}
+
+px_status px_folder_out_commit_into(px_folder_out *out, const char *last, bool (*stale)(const char *name), px_error *err) {
+  if (!px_file_exists(out->path) || is_empty(out->path)) return px_folder_out_commit(out, err);
+  px_status status = move_all(out, last, stale, err);
+  px_folder_out_abort(out); /* what is left of the temporary folder */
   return status;
 }
 

@@ -343,17 +343,23 @@ static px_status check_room(const job *j) {
                  (double)need / 1e9, (double)room / 1e9);
 }
 
+/* model.safetensors, its index, or a shard. */
+static bool is_weights(const char *name) {
+  size_t n = strlen(name);
+  return strncmp(name, "model", 5) == 0 && ((n > 12 && strcmp(name + n - 12, ".safetensors") == 0) || strcmp(name, "model.safetensors.index.json") == 0);
+}
+
 static px_status write_all(job *j, const char *dir, px_model_written *w) {
   PX_TRY(collect(j));
   const item *embed = find_item(j, j->count, "model.embed_tokens.weight");
   if (!embed) embed = find_item(j, j->count, "transformer.wte.weight");
   w->dtype = embed ? embed->view.dtype : PX_F32;
-  PX_TRY(px_folder_out_open(dir, &j->folder, j->err));
+  PX_TRY(px_folder_out_open(dir, j->options.into, &j->folder, j->err));
   PX_TRY(check_room(j));
   PX_TRY(write_weights(j, w));
   PX_TRY(write_companions(j));
   PX_TRY(write_config(j, w->dtype)); /* last: a folder without it is no model, whatever ends this */
-  return px_folder_out_commit(&j->folder, j->err);
+  return px_folder_out_commit_into(&j->folder, "config.json", is_weights, j->err);
 }
 
 px_status px_model_write(const char *dir, const px_source *source, const px_tokenizer *tok, const px_model_changes *changes,

@@ -32,6 +32,7 @@ typedef struct px_override {
 typedef struct px_model_write_options {
   int dtype;           /* PX_F32, PX_BF16 or PX_F16 for every tensor; -1: the base's, tensor by tensor, bf16 where it is quantised */
   int64_t shard_bytes; /* of one file; 0: 5 GB */
+  bool into;           /* `dir` may hold other files: those of a model in it are replaced (config.json goes first and comes last) */
   px_log log;
 } px_model_write_options;
 
@@ -41,7 +42,7 @@ typedef struct px_model_written {
   px_dtype dtype;        /* as config.json names it: that of the embedding */
 } px_model_written;
 
-/* Writes the folder `dir`, which must not exist or be empty; it appears whole or not at all. Of a Hugging Face base the
+/* Writes the folder `dir`, which must not exist or be empty (see `into`); it appears whole or not at all. Of a Hugging Face base the
  * tokenizer's and other files are copied; of a GGUF base they are made from its metadata, `tok` being its tokenizer (NULL: it
  * has none). `changes` may be NULL, `written` too. */
 px_status px_model_write(const char *dir, const px_source *source, const px_tokenizer *tok, const px_model_changes *changes,

@@ -339,7 +339,7 @@ static void leftovers_of_killed_writers(void **state) {
   char path[512];
   px_folder_out busy;
   px_model *m = open_model(golden_path("llama_tied", "", path));
-  ASSERT_OK(px_folder_out_open(dir, &busy, &err));
+  ASSERT_OK(px_folder_out_open(dir, false, &busy, &err));
   snprintf(path, sizeof path, "%s.tmp.killed", dir);
   mkdir(path, 0777);
   snprintf(path, sizeof path, "%s.tmp.killed/model.safetensors", dir);
@@ -356,6 +356,41 @@ static void leftovers_of_killed_writers(void **state) {
   px_model_close(m);
 }
 
+/* A run of all weights keeps its best model in its own folder: other files stay, other weights go. */
+static void into_a_folder_that_holds_things(void **state) {
+  (void)state;
+  char path[512];
+  px_model *m = open_model(golden_path("llama_tied", "", path)), *other = open_model(golden_path("qwen3", "", path));
+  px_model_write_options o = {.dtype = -1, .into = true, .shard_bytes = 60000};
+  mkdir(dir, 0777);
+  snprintf(path, sizeof path, "%s/run.json", dir);
+  ASSERT_OK(px_file_write(path, "{}", 2, &err));
+  ASSERT_OK(px_model_write(dir, &m->source, NULL, NULL, &o, NULL, &err));
+  assert_true(px_file_exists(path));
+  int sharded = entries(dir);
+  o.shard_bytes = 0;
+  ASSERT_OK(px_model_write(dir, &other->source, NULL, NULL, &o, NULL, &err));
+  assert_true(px_file_exists(path));
+  assert_true(entries(dir) < sharded);
+  assert_int_equal(entries(dir), 4); /* run.json, config.json, generation_config.json, model.safetensors */
+  assert_int_equal(entries(root), 1);
+  px_model *again = open_model(dir);
+  assert_string_equal(again->fingerprint.base, other->fingerprint.base);
+  px_model_close(again);
+  snprintf(path, sizeof path, "%s/new", root); /* also where there is none yet */
+  ASSERT_OK(px_model_write(path, &m->source, NULL, NULL, &o, NULL, &err));
+  snprintf(path, sizeof path, "%s/new/config.json", root);
+  assert_true(px_file_exists(path));
+  /* What cannot take its place leaves a folder without config.json, and no temporary one. */
+  unlink(path);
+  mkdir(path, 0777);
+  snprintf(path, sizeof path, "%s/new", root);
+  assert_int_equal(px_model_write(path, &m->source, NULL, NULL, &o, NULL, &err), PX_IO);
+  assert_int_equal(entries(root), 2);
+  px_model_close(m);
+  px_model_close(other);
+}
+
 int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make_root, remove_root)
   const struct CMUnitTest tests[] = {
@@ -366,6 +401,7 @@ int main(void) {
       TEST(in_another_type),          TEST(too_large_for_the_type),
       TEST(folders_that_cannot_be_written),
       TEST(leftovers_of_killed_writers),
+      TEST(into_a_folder_that_holds_things),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
