@@ -59,6 +59,24 @@ def check_model(case, gguf):
     return check
 
 
+def check_merged(family):
+    """transformers computes with the merged folder what it and PEFT computed with the adapter beside the base."""
+    def check(checks):
+        worst, folder = 0.0, GOLDEN / "parts" / family
+        parts = [part for part in ("lora", "lora_all", "ia3", "norm", "top", "bias") if (folder / part).exists()]
+        for part in parts:
+            golden, _ = read_safetensors(folder / f"golden_{part}.safetensors")
+            merged = written(checks, folder, "--adapter", folder / part)
+            _, info = AutoModelForCausalLM.from_pretrained(merged, output_loading_info=True)
+            assert not any(info.values()), (part, info)
+            error = distance(float64_logits(merged, tuple(golden[key] for key in ("ids", "labels", "offsets"))),
+                             torch.from_numpy(golden["adapter.logits"].copy()))
+            assert error <= LOGITS, f"{part}: logits {error:.1e}"
+            worst = max(worst, error)
+        return f"{', '.join(parts)}: logits {worst:.1e}"
+    return check
+
+
 def same_tokenizer(name, folder, pfx_model, checks):
     """Ids and texts of the golden strings (20,000, as digests), through AutoTokenizer too, and what stands in front."""
     golden = golden_tokenizers()
@@ -144,5 +162,7 @@ CHECKS = {f"transformers opens the folder made of {case}.gguf": check_model(case
           for case in ("gpt2", "llama3_old", "llama_bf16", "llama_linear", "qwen2", "qwen3")}
 CHECKS |= {f"transformers opens the folder made of {case}": check_model(case, False)
            for case in ("gpt2", "llama3_new", "llama_f16", "llama_tied", "mistral", "qwen2_window", "qwen3")}
+CHECKS |= {f"transformers opens merged folders of {family}": check_merged(family)
+           for family in ("gpt2", "llama", "mistral", "qwen2", "qwen3")}
 CHECKS |= {f"transformers reads the tokenizer made of {name}": check_vocabulary(name) for name in VOCABULARIES}
 CHECKS["transformers opens the folder made of SmolLM2"] = check_smollm
