@@ -15,6 +15,10 @@ GOLDEN = ROOT / "tests/golden"
 SHARED = Path(os.environ.get("PFX_SHARED_DIR") or ROOT.parent / "shared")
 LOGITS = 2e-5  # of the largest
 VOCABULARIES = ("gpt-2", "llama-spm", "starcoder")
+# tokenizer.json -> its digests, what a GGUF file calls its split rule
+SPLITS = {GOLDEN / "tokenizers/small_llama3.json": ("small_llama3", "llama-bpe"),
+          SHARED / "tokenizers/qwen3/tokenizer.json": ("qwen3", "qwen2"),
+          SHARED / "tokenizers/gpt-neox/20B_tokenizer.json": ("gpt-neox", "gpt-neox")}
 
 
 def golden_tokenizers():
@@ -77,12 +81,12 @@ def check_merged(family):
     return check
 
 
-def same_tokenizer(name, folder, pfx_model, checks):
+def same_tokenizer(digests, folder, pfx_model, checks):
     """Ids and texts of the golden strings (20,000, as digests), through AutoTokenizer too, and what stands in front."""
     golden = golden_tokenizers()
     texts = golden.generated(golden.SEED, golden.COUNT)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert golden.digests(tokenizer.backend_tokenizer, texts) == (GOLDEN / f"tokenizers/gguf_{name}.digests").read_text()
+    assert golden.digests(tokenizer.backend_tokenizer, texts) == (GOLDEN / f"tokenizers/{digests}.digests").read_text()
     some = [text for text in texts[:3000] if "\n" not in text and "\r" not in text]
     ours = checks.pfx_lines("tokenize", "--model", pfx_model, lines=some)
     theirs = tokenizer(some, add_special_tokens=False).input_ids
@@ -90,25 +94,48 @@ def same_tokenizer(name, folder, pfx_model, checks):
     says = json.loads(checks.pfx("inspect", pfx_model, "--json"))
     front = [says["begin_token"]] if says["rows_begin_with_begin_token"] else []
     assert tokenizer("a").input_ids == front + tokenizer("a", add_special_tokens=False).input_ids
-    assert tokenizer.eos_token_id == says["end_token"]
+    assert tokenizer.eos_token_id == (says["end_token"] if says["end_token"] >= 0 else None)
     return f"{len(texts)} strings, {len(some)} of them through AutoTokenizer"
 
 
-def tiny_gguf(path, vocabulary):
-    """A GGUF file with this file's tokenizer and a model of one thin layer."""
+def from_vocabulary(writer, path):
+    """The tokenizer of another GGUF file; the number of its tokens."""
     import gguf
-    reader, writer = gguf.GGUFReader(vocabulary), gguf.GGUFWriter(path, "llama")
+    reader = gguf.GGUFReader(path)
     for name, field in reader.fields.items():
         if name.startswith("tokenizer."):
             kinds = field.types
             writer.add_key_value(name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
+    return len(reader.fields["tokenizer.ggml.tokens"].contents())
+
+
+def from_json(writer, path, split):
+    """A byte-level tokenizer.json as llama.cpp's converter puts it; the number of its tokens."""
+    data = json.loads(path.read_text())
+    spelled = {i: text for text, i in data["model"]["vocab"].items()}
+    kinds = dict.fromkeys(spelled, 1)
+    for token in data["added_tokens"]:
+        spelled[token["id"]], kinds[token["id"]] = token["content"], 3 if token["special"] else 4
+    count = max(spelled) + 1
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list([spelled.get(i, f"[PAD{i}]") for i in range(count)])
+    writer.add_token_types([kinds.get(i, 5) for i in range(count)])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]])
+    return count
+
+
+def tiny_gguf(path, add_tokenizer):
+    """A GGUF file with a tokenizer and a model of one thin layer."""
+    import gguf
+    writer = gguf.GGUFWriter(path, "llama")
+    tokens = add_tokenizer(writer)
     writer.add_context_length(64)
     writer.add_embedding_length(16)
     writer.add_block_count(1)
     writer.add_head_count(2)
     writer.add_feed_forward_length(16)
     writer.add_layer_norm_rms_eps(1e-5)
-    tokens = len(reader.fields["tokenizer.ggml.tokens"].contents())
     shapes = {"token_embd": (tokens, 16), "output_norm": (16,), "blk.0.attn_norm": (16,), "blk.0.ffn_norm": (16,)}
     shapes |= {f"blk.0.{part}": (16, 16) for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")}
     for name, shape in shapes.items():
@@ -119,14 +146,13 @@ def tiny_gguf(path, vocabulary):
     writer.close()
 
 
-def check_vocabulary(name):
+def check_vocabulary(source, digests, add_tokenizer):
     def check(checks):
-        vocabulary = SHARED / f"tokenizers/gguf-vocab/ggml-vocab-{name}.gguf"
-        if not vocabulary.exists():
-            raise checks.Skipped(f"no {vocabulary}")
-        model = checks.scratch / f"{name}.gguf"
-        tiny_gguf(model, vocabulary)
-        return same_tokenizer(name, written(checks, model), model, checks)
+        if not source.exists():
+            raise checks.Skipped(f"no {source}")
+        model = checks.scratch / f"{digests}.gguf"
+        tiny_gguf(model, lambda writer: add_tokenizer(writer, source))
+        return same_tokenizer(digests, written(checks, model), model, checks)
     return check
 
 
@@ -135,7 +161,7 @@ def check_smollm(checks):
     if not checks.smollm.exists():
         raise checks.Skipped(f"no {checks.smollm}")
     folder, as_usual = written(checks, checks.smollm, "--out-dtype", "f32"), written(checks, checks.smollm)
-    words = same_tokenizer("smollm", as_usual, checks.smollm, checks)
+    words = same_tokenizer("gguf_smollm", as_usual, checks.smollm, checks)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "Say hello."}], tokenize=False, add_generation_prompt=True)
     assert chat == ("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
@@ -164,5 +190,8 @@ CHECKS |= {f"transformers opens the folder made of {case}": check_model(case, Fa
            for case in ("gpt2", "llama3_new", "llama_f16", "llama_tied", "mistral", "qwen2_window", "qwen3")}
 CHECKS |= {f"transformers opens merged folders of {family}": check_merged(family)
            for family in ("gpt2", "llama", "mistral", "qwen2", "qwen3")}
-CHECKS |= {f"transformers reads the tokenizer made of {name}": check_vocabulary(name) for name in VOCABULARIES}
+CHECKS |= {f"transformers reads the tokenizer made of {name}": check_vocabulary(
+    SHARED / f"tokenizers/gguf-vocab/ggml-vocab-{name}.gguf", f"gguf_{name}", from_vocabulary) for name in VOCABULARIES}
+CHECKS |= {f"transformers reads the tokenizer made of {digests} in a GGUF": check_vocabulary(
+    path, digests, lambda writer, source, split=split: from_json(writer, source, split)) for path, (digests, split) in SPLITS.items()}
 CHECKS["transformers opens the folder made of SmolLM2"] = check_smollm
