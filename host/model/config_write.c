@@ -61,7 +61,7 @@ static bool gives_divisors(const px_config *c, const px_rope_config *r) {
 
 static bool fit_llama3(const px_config *c, px_rope_config *out) {
   int count = c->head_dim / 2;
-  double turns[128], s[128], factor = 1, low = 0, high = 0;
+  double turns[128] = {0}, s[128] = {0}, factor = 1, low = 0, high = 0;
   for (int i = 0; i < count; i++) factor = fmax(factor, (double)c->rope.divisors[i]);
   for (int i = 0; i < count; i++) {
     turns[i] = USUAL_CONTEXT * pow(c->rope.theta, -2.0 * i / c->head_dim) / 6.283185307179586476925;
