@@ -174,6 +174,8 @@ static px_status put_model(const writer *w, json_t *root) {
   const px_tokenizer *tok = w->tok;
   px_bpe_rule *rules = NULL;
   size_t count = 0;
+  for (int32_t id = 0; id < tok->vocab.size; id++)
+    if (tok->vocab.length[id] && memchr(px_vocab_text(&tok->vocab, id), 0, tok->vocab.length[id])) return cannot(w, "a token that holds U+0000");
   PX_TRY(px_bpe_rules(&tok->bpe, &rules, &count, w->err));
   json_t *vocab = make_vocab(w, rules, count), *merges = json_array();
   bool ok = vocab && merges;

@@ -16,4 +16,10 @@ px_status px_merge_check(const px_adapter *adapter, px_error *err);
 px_status px_merge(const px_adapter *adapter, const px_source *source, const px_tokenizer *tok, const char *dir,
                    const px_model_write_options *options, px_model_written *written, px_error *err);
 
+struct px_tune;
+/* model_save.c. What a run of weights (full, top, norm, bias) has trained, in its base: a model folder. Tensors are read one by one
+ * from where they are trained. A part that is no weight is PX_INVALID. options.into lets it stand in the run's own folder. */
+px_status px_tune_save_model(struct px_tune *tune, const char *dir, const px_tokenizer *tok, const px_model_write_options *options,
+                             px_model_written *written, px_error *err);
+
 #endif

@@ -9,6 +9,7 @@
 #include "helpers/run_folder.h"
 #include "train/evaluate.h"
 #include "tune/merge.h"
+#include "tune/tune.h"
 
 static const double LOGITS = 2e-5; /* of the largest, as everywhere against float64 */
 
@@ -204,9 +205,80 @@ static void no_place(void **state) {
   px_model_close(base);
 }
 
+/* What a run of all weights has trained, as a folder: it computes what the run computes. */
+static void trained_weights(void **state) {
+  (void)state;
+  static const struct {
+    const char *model, *file, *tune;
+    bool bits; /* the folder keeps its matrices as the run does */
+  } cases[] = {{"parts/llama", "", "full", true},   {"parts/gpt2", "", "full", true},       {"gguf", "gpt2.gguf", "full", false},
+               {"parts/qwen3", "", "full", true},   {"parts/llama", "", "bias+norm", true}, {"parts/llama", "", "top:1", true},
+               {"gguf", "llama3_old.gguf", "full", false}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    char path[512], file[96];
+    px_tune_spec spec;
+    px_tune *tune = NULL;
+    px_tensor_list golden, ours, theirs;
+    px_rows rows;
+    px_model *base = open_model(golden_path(cases[i].model, cases[i].file, path));
+    ASSERT_OK(px_tune_parse(cases[i].tune, NULL, 0, &spec, &err));
+    ASSERT_OK(px_tune_open(base, base->be, NULL, &spec, 1, &tune, &err));
+    for (int k = 0; k < tune->param_count; k++) {
+      px_param *q = &tune->params[k];
+      float *values = calloc((size_t)q->count, sizeof *values);
+      px_backend_read(base->be, values, q->value, (size_t)q->count * sizeof *values);
+      for (int64_t j = 0; j < q->count; j++) values[j] += 0.02f * sinf((float)(j + k));
+      px_backend_write(base->be, q->value, values, (size_t)q->count * sizeof *values);
+      free(values);
+    }
+    px_tune_begin_step(tune, 0, NULL);
+    ASSERT_OK(px_tune_save_model(tune, dir, NULL, NULL, NULL, &err));
+    px_model *saved = open_model(dir);
+    ASSERT_OK(px_safetensors_open(golden_path("parts/mistral", "golden_top.safetensors", path), &golden, NULL, NULL, &err));
+    golden_rows(&golden, &rows);
+    snprintf(file, sizeof file, "%s/probe", root);
+    ASSERT_OK(px_probe(base, base->be, &rows, NULL, tune, file, &err));
+    ASSERT_OK(px_safetensors_open(file, &ours, NULL, NULL, &err));
+    unlink(file);
+    ASSERT_OK(px_probe(saved, saved->be, &rows, NULL, NULL, file, &err));
+    ASSERT_OK(px_safetensors_open(file, &theirs, NULL, NULL, &err));
+    const px_tensor_view *a = px_tensor_find(&ours, "logits"), *b = px_tensor_find(&theirs, "logits");
+    assert_int_equal(a->bytes, b->bytes);
+    snprintf(file, sizeof file, "%s %s %s", cases[i].model, cases[i].file, cases[i].tune);
+    if (cases[i].bits && memcmp(a->data, b->data, a->bytes) != 0) fail_msg("%s: other bits", file);
+    golden_near_largest(file, &theirs, "logits", &ours, "", 2e-6);
+    px_tensor_list_close(&golden);
+    px_tensor_list_close(&ours);
+    px_tensor_list_close(&theirs);
+    px_rows_free(&rows);
+    px_tune_close(tune);
+    px_tune_spec_free(&spec);
+    px_model_close(base);
+    px_model_close(saved);
+    run_remove(dir);
+  }
+}
+
+static void a_run_of_no_weights(void **state) {
+  (void)state;
+  char path[512];
+  px_tune_spec spec;
+  px_tune *tune = NULL;
+  px_model *base = open_model(golden_path("parts/llama", "", path));
+  ASSERT_OK(px_tune_parse("lora:2", NULL, 0, &spec, &err));
+  ASSERT_OK(px_tune_open(base, base->be, NULL, &spec, 1, &tune, &err));
+  ASSERT_FAILS(px_tune_save_model(tune, dir, NULL, NULL, NULL, &err), PX_INVALID,
+               "lora.model.layers.0.self_attn.q_proj.A is no weight: only full, top, norm and bias make a model folder");
+  assert_false(px_file_exists(dir));
+  px_tune_close(tune);
+  px_tune_spec_free(&spec);
+  px_model_close(base);
+}
+
 int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make_root, remove_root)
   const struct CMUnitTest tests[] = {TEST(gpt2),  TEST(llama),          TEST(mistral),    TEST(qwen2),
-                                     TEST(qwen3), TEST(parts_together), TEST(no_weights), TEST(no_place)};
+                                     TEST(qwen3), TEST(parts_together), TEST(no_weights), TEST(no_place),
+                                     TEST(trained_weights), TEST(a_run_of_no_weights)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
