@@ -25,16 +25,16 @@ static px_status check_fit(const px_adapter *a, const px_model *m, const px_toke
   return status;
 }
 
-static px_status merge(const px_model *m, const px_tokenizer *tok, const char *path, const char *out, const pfx_merge_options *o, const px_log *log,
-                       px_model_written *w, px_fit *fit, px_error *err) {
-  px_model_write_options options = {.dtype = types[o->type], .log = *log};
-  px_adapter *a = NULL;
-  if (!path) return px_model_write(out, &m->source, tok, NULL, &options, w, err);
-  PX_TRY(px_adapter_open(path, &a, err));
-  px_status status = px_merge_check(a, err);
-  if (status == PX_OK) status = check_fit(a, m, tok, o->force, fit, log, err);
-  if (status == PX_OK) status = px_merge(a, &m->source, tok, out, &options, w, err);
-  px_adapter_close(a);
+static px_status merge(const px_model *m, const px_adapter *a, const char *out, const pfx_merge_options *o, px_model_written *w, px_fit *fit,
+                       px_error *err) {
+  px_log log = px_api_log(o->log, o->log_user);
+  px_model_write_options options = {.dtype = types[o->type], .progress = o->progress, .cancelled = o->cancelled, .user = o->user};
+  px_tokenizer *tok = NULL;
+  px_status status = PX_OK;
+  open_tokenizer(m, &tok, &log);
+  if (a) status = check_fit(a, m, tok, o->force, fit, &log, err);
+  if (status == PX_OK) status = a ? px_merge(a, &m->source, tok, out, &options, w, err) : px_model_write(out, &m->source, tok, NULL, &options, w, err);
+  px_tokenizer_close(tok);
   return status;
 }
 
@@ -45,21 +45,19 @@ pfx_status pfx_merge_wait(const char *model, const char *adapter, const char *ou
   if (px_api_options(&o, sizeof o, options, "pfx_merge_options", err) != PFX_OK) return PFX_INVALID;
   if (!model || !out) return px_api_status(px_fail(e, PX_INVALID, "a model and an output folder are needed"));
   if ((unsigned)o.type > PFX_WEIGHT_F16) return px_api_status(px_fail(e, PX_INVALID, "type %d of the weights is not known", (int)o.type));
-  px_log log = px_api_log(o.log, o.log_user);
   px_model *m = NULL;
-  px_tokenizer *tok = NULL;
+  px_adapter *a = NULL;
   px_model_written w = {0};
   px_fit fit = PX_FIT_VERIFIED;
-  px_status status = px_model_open_files(model, &m, e);
-  if (status == PX_OK) {
-    open_tokenizer(m, &tok, &log);
-    status = merge(m, tok, adapter, out, &o, &log, &w, &fit, e);
-  }
+  px_status status = adapter ? px_adapter_open(adapter, &a, e) : PX_OK;
+  if (status == PX_OK && a) status = px_merge_check(a, e);
+  if (status == PX_OK) status = px_model_open_files(model, &m, e);
+  if (status == PX_OK) status = merge(m, a, out, &o, &w, &fit, e);
   if (result && status == PX_OK)
     *result = (pfx_merge_result){.tensors = (int64_t)w.tensors, .changed = (int64_t)w.changed, .files = (int64_t)w.files, .bytes = w.bytes,
                                  .type = w.dtype == PX_F32 ? PFX_WEIGHT_F32 : w.dtype == PX_BF16 ? PFX_WEIGHT_BF16 : PFX_WEIGHT_F16,
                                  .fit = (pfx_fit)fit};
-  px_tokenizer_close(tok);
   px_model_close(m);
+  px_adapter_close(a);
   return px_api_status(status);
 }

@@ -26,6 +26,12 @@ static const cli_option options[] = {
     {0},
 };
 
+/* A small model is written before anyone reads it. */
+static void show(void *user, uint64_t done, uint64_t all) {
+  (void)user;
+  if (all >= 1000000000 && !cli_shared.json) cli_status(false, "%.1f of %.1f GB written", (double)done / 1e9, (double)all / 1e9);
+}
+
 static int run_merge(int argc, char **argv) {
   cli_list rest;
   pfx_error err = {0};
@@ -38,7 +44,10 @@ static int run_merge(int argc, char **argv) {
   o.type = (pfx_weight_type)type;
   o.force = force;
   o.log = cli_log;
+  o.progress = show;
+  o.cancelled = cli_stopped;
   if (pfx_merge_wait(cli_shared.model, adapter, out, &o, &r, &err) != PFX_OK) return cli_fail(&err);
+  cli_status(true, "%s", "");
   if (cli_shared.json) {
     printf("{\"out\": ");
     cli_json_text(stdout, out, strlen(out));

@@ -30,6 +30,7 @@ typedef struct job {
   size_t count, capacity;
   bool attention_bias, mlp_bias; /* the base lacks some of these biases, and gets them */
   px_folder_out folder;
+  uint64_t done_bytes, all_bytes; /* of tensors */
   px_error *err;
 } job;
 
@@ -178,7 +179,7 @@ static px_status convert_item(const job *j, const item *i, px_out *out) {
 }
 
 typedef struct shard {
-  const job *job;
+  job *job;
   const item *first; /* its items; views[k] is that of first[k] */
   const px_tensor_view *views;
 } shard;
@@ -187,11 +188,14 @@ static px_status put_tensor(void *user, const px_tensor_view *view, px_out *out,
   const shard *s = user;
   const item *i = &s->first[view - s->views];
   const px_canonical *t = &i->canonical;
+  const px_model_write_options *o = &s->job->options;
   bool same = t->view && !i->changed && t->view->dtype == view->dtype && !t->transpose && !t->permute_heads;
-  if (!same) return convert_item(s->job, i, out);
-  px_status status = px_out_write(out, t->view->data, t->view->bytes, err);
-  px_map_forget(t->view->data, t->view->bytes);
-  return status;
+  if (o->cancelled && o->cancelled(o->user)) return px_fail(err, PX_CANCELLED, "stopped; %s was not written", s->job->folder.path);
+  PX_TRY(same ? px_out_write(out, t->view->data, t->view->bytes, err) : convert_item(s->job, i, out));
+  if (same) px_map_forget(t->view->data, t->view->bytes);
+  s->job->done_bytes += view->bytes;
+  if (o->progress) o->progress(o->user, s->job->done_bytes, s->job->all_bytes);
+  return PX_OK;
 }
 
 /* ---- the files of weights ---- */
@@ -216,7 +220,7 @@ static size_t shard_end(const job *j, size_t first) {
   return end;
 }
 
-static px_status write_shard(const job *j, const char *name, size_t first, size_t end) {
+static px_status write_shard(job *j, const char *name, size_t first, size_t end) {
   static const px_meta meta[] = {{"format", "pt"}};
   px_buf path = {0};
   px_tensor_view *views = px_calloc(end - first, sizeof *views);
@@ -229,7 +233,7 @@ static px_status write_shard(const job *j, const char *name, size_t first, size_
   return status;
 }
 
-static px_status write_weights(const job *j, px_model_written *w) {
+static px_status write_weights(job *j, px_model_written *w) {
   size_t files = 0;
   for (size_t first = 0; first < j->count; first = shard_end(j, first)) files++;
   json_t *map = json_object();
@@ -239,14 +243,12 @@ static px_status write_weights(const job *j, px_model_written *w) {
     char name[64] = "model.safetensors";
     end = shard_end(j, first);
     if (files > 1) snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", ++number, files);
-    for (size_t k = first; k < end; k++) {
-      json_object_set_new(map, j->items[k].name, json_string(name));
-      w->bytes += j->items[k].view.bytes;
-    }
+    for (size_t k = first; k < end; k++) json_object_set_new(map, j->items[k].name, json_string(name));
     status = write_shard(j, name, first, end);
   }
   w->files = files;
   w->tensors = j->count;
+  w->bytes = j->all_bytes;
   for (size_t k = 0; k < j->count; k++) w->changed += j->items[k].changed;
   if (status == PX_OK && files > 1) {
     json_t *index = json_pack("{s:{s:I} s:O}", "metadata", "total_size", (json_int_t)w->bytes, "weight_map", map);
@@ -334,8 +336,7 @@ static px_status write_companions(const job *j) {
 /* Better now than after minutes of writing. A file system that does not say is asked by writing. */
 static px_status check_room(const job *j) {
   struct statvfs fs;
-  uint64_t need = 0;
-  for (size_t i = 0; i < j->count; i++) need += j->items[i].view.bytes;
+  uint64_t need = j->all_bytes;
   if (statvfs(j->folder.temporary, &fs) != 0 || fs.f_blocks == 0) return PX_OK;
   uint64_t room = (uint64_t)fs.f_bavail * fs.f_frsize;
   if (room >= need) return PX_OK;
@@ -351,6 +352,7 @@ static bool is_weights(const char *name) {
 
 static px_status write_all(job *j, const char *dir, px_model_written *w) {
   PX_TRY(collect(j));
+  for (size_t i = 0; i < j->count; i++) j->all_bytes += j->items[i].view.bytes;
   const item *embed = find_item(j, j->count, "model.embed_tokens.weight");
   if (!embed) embed = find_item(j, j->count, "transformer.wte.weight");
   w->dtype = embed ? embed->view.dtype : PX_F32;

@@ -4,7 +4,6 @@
 #ifndef PX_MODEL_MODEL_WRITE_H
 #define PX_MODEL_MODEL_WRITE_H
 
-#include "core/log.h"
 #include "model/weights.h"
 #include "text/tokenizer.h"
 
@@ -33,7 +32,9 @@ typedef struct px_model_write_options {
   int dtype;           /* PX_F32, PX_BF16 or PX_F16 for every tensor; -1: the base's, tensor by tensor, bf16 where it is quantised */
   int64_t shard_bytes; /* of one file; 0: 5 GB */
   bool into;           /* `dir` may hold other files: those of a model in it are replaced (config.json goes first and comes last) */
-  px_log log;
+  void (*progress)(void *user, uint64_t done_bytes, uint64_t all_bytes); /* after every tensor; may be NULL */
+  bool (*cancelled)(void *user);                                         /* asked before every tensor; may be NULL */
+  void *user;
 } px_model_write_options;
 
 typedef struct px_model_written {

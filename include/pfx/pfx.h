@@ -473,6 +473,9 @@ typedef struct pfx_merge_options {
   size_t struct_bytes;
   pfx_weight_type type; /* of the new weights; default PFX_WEIGHT_BASE */
   bool force;           /* the adapter may have been trained on other weights of the same shape */
+  void (*progress)(void *user, uint64_t done_bytes, uint64_t all_bytes); /* of weights, as they are written */
+  pfx_cancel_fn cancelled; /* asked between tensors: PFX_CANCELLED, nothing is left */
+  void *user;
   pfx_log_fn log;
   void *log_user;
 } pfx_merge_options;

@@ -55,6 +55,42 @@ static void result_and_log(void **state) {
   pfx_model_close(merged);
 }
 
+typedef struct watch {
+  int calls, stop_after;
+  uint64_t done, all;
+} watch;
+
+static void on_progress(void *user, uint64_t done, uint64_t all) {
+  watch *w = user;
+  assert_true(done > w->done && done <= all);
+  w->calls++;
+  w->done = done;
+  w->all = all;
+}
+
+static bool on_ask(void *user) { return ((watch *)user)->calls == ((watch *)user)->stop_after; }
+
+/* Progress ends at the whole; a stop between tensors leaves nothing. */
+static void progress_and_cancel(void **state) {
+  (void)state;
+  pfx_error err = {0};
+  pfx_merge_result r = {0};
+  pfx_merge_options o = pfx_merge_options_init();
+  watch w = {.stop_after = 7};
+  char message[200];
+  o.progress = on_progress;
+  o.cancelled = on_ask;
+  o.user = &w;
+  snprintf(message, sizeof message, "stopped; %s was not written", out);
+  API_FAILS(pfx_merge_wait(model, NULL, out, &o, &r, &err), PFX_CANCELLED, message);
+  assert_int_equal(rmdir(root), 0);
+  assert_int_equal(r.tensors, 0);
+  w = (watch){.stop_after = -1};
+  API_OK(pfx_merge_wait(model, NULL, out, &o, &r, &err)); /* the parent is made again */
+  assert_int_equal(w.calls, r.tensors);
+  assert_true(w.done == w.all && w.all == r.bytes);
+}
+
 static void defaults(void **state) {
   (void)state;
   pfx_error err = {0};
@@ -84,6 +120,6 @@ static void refused(void **state) {
 
 int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
-  const struct CMUnitTest tests[] = {TEST(result_and_log), TEST(defaults), TEST(refused)};
+  const struct CMUnitTest tests[] = {TEST(result_and_log), TEST(progress_and_cancel), TEST(defaults), TEST(refused)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
