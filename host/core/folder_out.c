@@ -43,7 +43,7 @@ static int lock_folder(const char *path) {
   return fd;
 }
 
-/* <name>.tmp.XXXXXX beside `path`. */
+/* <name>.tmp.XXXXXX in `parent`. */
 static void remove_leftovers(const char *parent, const char *name) {
   size_t n = strlen(name);
   DIR *dir = opendir(parent);
@@ -60,9 +60,9 @@ static void remove_leftovers(const char *parent, const char *name) {
   if (dir) closedir(dir);
 }
 
-/* Makes <path>.tmp.XXXXXX, readable as the user's umask says. */
-static px_status make_temporary(px_folder_out *out, px_error *err) {
-  if (asprintf(&out->temporary, "%s.tmp.XXXXXX", out->path) < 0) {
+/* Makes <path>.tmp.XXXXXX or <path>/new.tmp.XXXXXX, readable as the user's umask says. */
+static px_status make_temporary(px_folder_out *out, bool inside, px_error *err) {
+  if (asprintf(&out->temporary, inside ? "%s/new.tmp.XXXXXX" : "%s.tmp.XXXXXX", out->path) < 0) {
     out->temporary = NULL;
     return px_fail(err, PX_NO_MEMORY, "no memory");
   }
@@ -70,7 +70,7 @@ static px_status make_temporary(px_folder_out *out, px_error *err) {
     int e = errno;
     free(out->temporary);
     out->temporary = NULL;
-    return px_fail_errno(err, PX_IO, e, "cannot make a folder beside %s", out->path);
+    return px_fail_errno(err, PX_IO, e, inside ? "cannot make a folder in %s" : "cannot make a folder beside %s", out->path);
   }
   mode_t mask = umask(0);
   umask(mask);
@@ -89,13 +89,14 @@ px_status px_folder_out_open(const char *path, bool into, px_folder_out *out, px
   out->path = px_file_exists(path) ? realpath(path, NULL) : strdup(path); /* through links, for the rename */
   if (!out->path) return px_fail(err, PX_NO_MEMORY, "no memory");
   for (size_t n = strlen(out->path); n > 1 && out->path[n - 1] == '/'; n--) out->path[n - 1] = 0;
+  bool inside = into && px_file_exists(out->path);
   char *slash = strrchr(out->path, '/');
-  const char *name = slash ? slash + 1 : out->path;
-  char *parent = !slash ? strdup(".") : slash == out->path ? strdup("/") : strndup(out->path, (size_t)(slash - out->path));
+  const char *name = inside ? "new" : slash ? slash + 1 : out->path;
+  char *parent = inside ? strdup(out->path) : !slash ? strdup(".") : slash == out->path ? strdup("/") : strndup(out->path, (size_t)(slash - out->path));
   px_status status = parent ? px_dir_make(parent, err) : px_fail(err, PX_NO_MEMORY, "no memory");
   if (status == PX_OK) {
     remove_leftovers(parent, name);
-    status = make_temporary(out, err);
+    status = make_temporary(out, inside, err);
   }
   free(parent);
   if (status != PX_OK) px_folder_out_abort(out);
@@ -153,7 +154,7 @@ static px_status move_all(const px_folder_out *out, const char *last, bool (*sta
 }
 
 px_status px_folder_out_commit_into(px_folder_out *out, const char *last, bool (*stale)(const char *name), px_error *err) {
-  if (!px_file_exists(out->path) || is_empty(out->path)) return px_folder_out_commit(out, err);
+  if (!px_file_exists(out->path)) return px_folder_out_commit(out, err);
   px_status status = move_all(out, last, stale, err);
   px_folder_out_abort(out); /* what is left of the temporary folder */
   return status;

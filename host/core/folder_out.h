@@ -13,14 +13,14 @@ typedef struct px_folder_out {
   int lock_fd; /* held while the folder is written: what nobody holds was left by a killed writer */
 } px_folder_out;
 
-/* `path` must not exist, or be an empty folder (`into`: or any folder): PX_INVALID otherwise. Makes missing parents, and removes
- * what killed writers of the same path left. */
+/* `path` must not exist, or be an empty folder (`into`: or any folder, and the temporary one lies in it): PX_INVALID otherwise.
+ * Makes missing parents, and removes what killed writers of the same path left. */
 px_status px_folder_out_open(const char *path, bool into, px_folder_out *out, px_error *err);
 /* Gives it its name; closes in any case. The files in it are on disk already (px_out_commit). */
 px_status px_folder_out_commit(px_folder_out *out, px_error *err);
 /* Where `path` is a folder that holds other things: the new files take the place of those of their names, and those that
  * `stale` names go. Without its file `last` such a folder counts for nothing: that goes first and comes last, so that a kill
- * leaves no mixture. Where it is empty or absent: as commit. */
+ * leaves no mixture. Where it is absent: as commit. */
 px_status px_folder_out_commit_into(px_folder_out *out, const char *last, bool (*stale)(const char *name), px_error *err);
 /* Removes it and the files in it; no-op when closed. */
 void px_folder_out_abort(px_folder_out *out);

@@ -221,14 +221,22 @@ static size_t shard_end(const job *j, size_t first) {
 }
 
 static px_status write_shard(job *j, const char *name, size_t first, size_t end) {
-  static const px_meta meta[] = {{"format", "pt"}};
+  const px_model_write_options *o = &j->options;
   px_buf path = {0};
   px_tensor_view *views = px_calloc(end - first, sizeof *views);
+  px_meta *meta = px_calloc(o->metadata_count + 1, sizeof *meta);
+  if (meta) {
+    meta[0] = (px_meta){"format", "pt"};
+    if (o->metadata_count) memcpy(meta + 1, o->metadata, o->metadata_count * sizeof *meta);
+  }
   for (size_t k = first; views && k < end; k++) views[k - first] = j->items[k].view;
   px_buf_printf(&path, "%s/%s", j->folder.temporary, name);
   shard s = {.job = j, .first = j->items + first, .views = views};
-  px_status status = views && !path.failed ? px_safetensors_write_by(path.data, views, end - first, meta, 1, put_tensor, &s, j->err) : no_memory(j);
+  px_status status = views && meta && !path.failed
+                         ? px_safetensors_write_by(path.data, views, end - first, meta, o->metadata_count + 1, put_tensor, &s, j->err)
+                         : no_memory(j);
   px_buf_free(&path);
+  free(meta);
   free(views);
   return status;
 }
@@ -344,10 +352,26 @@ static px_status check_room(const job *j) {
                  (double)need / 1e9, (double)room / 1e9);
 }
 
-/* model.safetensors, its index, or a shard. */
-static bool is_weights(const char *name) {
+/* model.safetensors, its index, a shard, or pfx's note. */
+static bool is_stale(const char *name) {
   size_t n = strlen(name);
-  return strncmp(name, "model", 5) == 0 && ((n > 12 && strcmp(name + n - 12, ".safetensors") == 0) || strcmp(name, "model.safetensors.index.json") == 0);
+  if (strcmp(name, "model.safetensors.index.json") == 0 || strcmp(name, "pfx.json") == 0) return true;
+  return strncmp(name, "model", 5) == 0 && n > 12 && strcmp(name + n - 12, ".safetensors") == 0;
+}
+
+bool px_model_file(const char *name) {
+  bool found = is_stale(name) || strcmp(name, "config.json") == 0;
+  for (size_t i = 0; i < sizeof companions / sizeof *companions; i++) found |= strcmp(name, companions[i]) == 0;
+  return found;
+}
+
+static px_status write_note(const job *j) {
+  px_buf path = {0};
+  if (!j->options.note) return PX_OK;
+  px_buf_printf(&path, "%s/%s", j->folder.temporary, j->options.note_name);
+  px_status status = path.failed ? no_memory(j) : px_file_write(path.data, j->options.note, strlen(j->options.note), j->err);
+  px_buf_free(&path);
+  return status;
 }
 
 static px_status write_all(job *j, const char *dir, px_model_written *w) {
@@ -360,8 +384,9 @@ static px_status write_all(job *j, const char *dir, px_model_written *w) {
   PX_TRY(check_room(j));
   PX_TRY(write_weights(j, w));
   PX_TRY(write_companions(j));
+  PX_TRY(write_note(j));
   PX_TRY(write_config(j, w->dtype)); /* last: a folder without it is no model, whatever ends this */
-  return px_folder_out_commit_into(&j->folder, "config.json", is_weights, j->err);
+  return px_folder_out_commit_into(&j->folder, "config.json", is_stale, j->err);
 }
 
 px_status px_model_write(const char *dir, const px_source *source, const px_tokenizer *tok, const px_model_changes *changes,

@@ -32,6 +32,9 @@ typedef struct px_model_write_options {
   int dtype;           /* PX_F32, PX_BF16 or PX_F16 for every tensor; -1: the base's, tensor by tensor, bf16 where it is quantised */
   int64_t shard_bytes; /* of one file; 0: 5 GB */
   bool into;           /* `dir` may hold other files: those of a model in it are replaced (config.json goes first and comes last) */
+  const px_meta *metadata; /* further strings in the header of every file of weights, sorted */
+  size_t metadata_count;
+  const char *note_name, *note; /* a further file and its text; replaced as the weights are; NULL: none */
   void (*progress)(void *user, uint64_t done_bytes, uint64_t all_bytes); /* after every tensor; may be NULL */
   bool (*cancelled)(void *user);                                         /* asked before every tensor; may be NULL */
   void *user;
@@ -51,6 +54,9 @@ px_status px_model_write(const char *dir, const px_source *source, const px_toke
 /* The same with whole tensors. An override that names no tensor, or has another number of values, is PX_INVALID. */
 px_status px_model_write_with(const char *dir, const px_source *source, const px_tokenizer *tok, const px_override *overrides, size_t count,
                               const px_model_write_options *options, px_model_written *written, px_error *err);
+
+/* Whether such a folder may hold a file of this name: what goes when another takes its place. */
+bool px_model_file(const char *name);
 
 /* config_write.c: config.json for a model from a GGUF file; tok NULL: no ids of special tokens. What the family's class in
  * transformers cannot compute is PX_BAD_FILE. *out is the caller's. */
