@@ -191,7 +191,7 @@ static void out_close(px_out *out) {
 }
 
 /* A rename is durable only once its folder is on disk. */
-static void sync_folder_of(const char *path) {
+void px_file_sync_folder(const char *path) {
   char *copy = strdup(path);
   if (!copy) return;
   int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -208,7 +208,7 @@ px_status px_out_commit(px_out *out, px_error *err) {
     px_out_abort(out);
     return s;
   }
-  sync_folder_of(out->path);
+  px_file_sync_folder(out->path);
   out_close(out);
   return PX_OK;
 }

@@ -26,6 +26,8 @@ void px_map_forget(const void *bytes, size_t count);
 px_status px_file_read(const char *path, size_t limit_bytes, px_buf *out, px_error *err);
 bool px_file_exists(const char *path);
 bool px_file_is_dir(const char *path);
+/* Brings a rename to `path` to disk: syncs the folder that holds it. */
+void px_file_sync_folder(const char *path);
 /* Makes the folder and its missing parents. */
 px_status px_dir_make(const char *path, px_error *err);
 

@@ -28,6 +28,12 @@ px_status px_safetensors_open_folder(const char *folder, px_tensor_list *list, p
 px_status px_safetensors_write(const char *path, const px_tensor_view *tensors, size_t count, const px_meta *metadata,
                                size_t metadata_count, px_error *err);
 
+/* The same without the data at hand: `put` is asked for each tensor in the order of the file (t is one of `tensors`, whose
+ * `data` is not read) and writes exactly t->bytes with px_out_write. */
+typedef px_status (*px_safetensors_put)(void *user, const px_tensor_view *t, px_out *out, px_error *err);
+px_status px_safetensors_write_by(const char *path, const px_tensor_view *tensors, size_t count, const px_meta *metadata,
+                                  size_t metadata_count, px_safetensors_put put, void *user, px_error *err);
+
 /* Finds a metadata value; NULL when absent. */
 const char *px_meta_get(const px_meta *metadata, size_t count, const char *key);
 

@@ -122,8 +122,18 @@ static px_status make_header(const char *path, const px_tensor_view **sorted, si
   return PX_OK;
 }
 
+static px_status put_data(void *user, const px_tensor_view *t, px_out *out, px_error *err) {
+  (void)user;
+  return px_out_write(out, t->data, t->bytes, err);
+}
+
 px_status px_safetensors_write(const char *path, const px_tensor_view *tensors, size_t count, const px_meta *metadata,
                                size_t metadata_count, px_error *err) {
+  return px_safetensors_write_by(path, tensors, count, metadata, metadata_count, put_data, NULL, err);
+}
+
+px_status px_safetensors_write_by(const char *path, const px_tensor_view *tensors, size_t count, const px_meta *metadata,
+                                  size_t metadata_count, px_safetensors_put put, void *user, px_error *err) {
   const px_tensor_view **sorted = px_calloc(count, sizeof *sorted);
   if (!sorted) return px_fail(err, PX_NO_MEMORY, "%s: no memory to write it", path);
   for (size_t i = 0; i < count; i++) sorted[i] = &tensors[i];
@@ -132,8 +142,12 @@ px_status px_safetensors_write(const char *path, const px_tensor_view *tensors, 
   px_status status = make_header(path, sorted, count, metadata, metadata_count, &header, err);
   if (status == PX_OK) status = px_out_open(path, &out, err);
   if (status == PX_OK) status = px_out_write(&out, header.data, header.len, err);
-  for (size_t i = 0; i < count && status == PX_OK; i++)
-    status = px_out_write(&out, sorted[i]->data, sorted[i]->bytes, err);
+  for (size_t i = 0; i < count && status == PX_OK; i++) {
+    uint64_t end = out.written_bytes + sorted[i]->bytes;
+    status = put(user, sorted[i], &out, err);
+    if (status == PX_OK && out.written_bytes != end)
+      status = px_fail(err, PX_FAILED, "%s: tensor \"%s\" did not come with its %zu bytes", path, sorted[i]->name, sorted[i]->bytes);
+  }
   if (status == PX_OK) status = px_out_commit(&out, err);
   px_out_abort(&out); /* no-op after a commit */
   px_buf_free(&header);

@@ -49,10 +49,24 @@ px_status px_model_open(const char *path, const px_model_options *options, px_mo
   return PX_OK;
 }
 
+px_status px_model_open_files(const char *path, px_model **out, px_error *err) {
+  *out = NULL;
+  px_model *m = px_calloc(1, sizeof *m);
+  if (!m) return px_fail(err, PX_NO_MEMORY, "no memory");
+  px_status status = px_source_open(path, &m->source, err);
+  if (status == PX_OK) status = px_fingerprint_make(&m->source, &m->fingerprint, err);
+  if (status != PX_OK) {
+    px_model_close(m);
+    return status;
+  }
+  *out = m;
+  return PX_OK;
+}
+
 void px_model_close(px_model *m) {
   if (!m) return;
   if (m->be) px_weights_free(&m->weights, m->be);
   px_source_close(&m->source);
-  px_backend_close(m->be);
+  if (m->be) px_backend_close(m->be);
   free(m);
 }

@@ -32,6 +32,8 @@ typedef struct px_model_options {
 
 /* `path`: a Hugging Face folder or a GGUF file. */
 px_status px_model_open(const char *path, const px_model_options *options, px_model **out, px_error *err);
+/* The files, config and fingerprint alone: nothing is loaded and there is no backend, so nothing can be computed with it. */
+px_status px_model_open_files(const char *path, px_model **out, px_error *err);
 void px_model_close(px_model *model);
 static inline const px_config *px_model_config(const px_model *m) { return &m->source.config; }
 

@@ -201,3 +201,38 @@ float px_canonical_value(const px_canonical *t, int64_t index) {
   px_dequant_cpu(&args);
   return values[at % info->block_elements];
 }
+
+/* `count` elements from element `at` of the file on, where a block begins. */
+static void decode(const px_canonical *t, int64_t at, int64_t count, float *out) {
+  const px_dtype_info *info = px_dtype_get(t->view->dtype);
+  px_dequant_args args = {.src_type = t->view->dtype, .dst_type = PX_F32, .count = count,
+                          .src = (const char *)t->view->data + at / info->block_elements * info->block_bytes, .dst = out};
+  px_dequant_cpu(&args);
+}
+
+static px_status transposed(const px_canonical *t, float *out, px_error *err) {
+  float *file = malloc((size_t)(t->rows * t->cols) * sizeof *file);
+  if (!file) return px_fail(err, PX_NO_MEMORY, "no memory to turn tensor %s round", t->view->name);
+#pragma omp parallel for schedule(static)
+  for (int64_t c = 0; c < t->cols; c++) decode(t, c * t->rows, t->rows, file + c * t->rows);
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < t->rows; r++)
+    for (int64_t c = 0; c < t->cols; c++) out[r * t->cols + c] = file[c * t->rows + r];
+  free(file);
+  return PX_OK;
+}
+
+px_status px_canonical_rows(const px_canonical *t, int64_t first, int64_t count, float *out, px_error *err) {
+  if (t->transpose) {
+    if (first != 0 || count != t->rows) return px_fail(err, PX_INVALID, "tensor %s is read whole or not at all", t->view->name);
+    return transposed(t, out, err);
+  }
+  if (t->dims == 1) {
+    if (!t->permute_heads) decode(t, 0, t->cols, out);
+    for (int64_t i = 0; t->permute_heads && i < t->cols; i++) out[i] = px_canonical_value(t, i);
+    return PX_OK;
+  }
+#pragma omp parallel for schedule(static)
+  for (int64_t r = first; r < first + count; r++) decode(t, file_row(t, r, t->rows) * t->cols, t->cols, out + (r - first) * t->cols);
+  return PX_OK;
+}

@@ -79,6 +79,9 @@ typedef struct px_named_tensor {
 px_status px_source_tensors(px_source *source, px_named_tensor **out, size_t *count, px_error *err);
 /* The value at a canonical index, as float32 before any cast. */
 float px_canonical_value(const px_canonical *t, int64_t index);
+/* Canonical rows [first, first + count) as float32, by all cores; a vector is one row. A transposed matrix is only read
+ * whole (PX_INVALID otherwise), and takes memory of its size meanwhile. */
+px_status px_canonical_rows(const px_canonical *t, int64_t first, int64_t count, float *out, px_error *err);
 
 /* Loads into the backend with `dtype` (f32 or bf16) for matrices. Tensors of that very type are mapped, not copied, on a
  * host-visible backend, and are then not searched for NaN; all converted ones are: PX_BAD_FILE with name and index. */

@@ -105,6 +105,30 @@ px_status px_bpe_build(px_bpe *bpe, const px_bpe_rule *rules, size_t rule_count,
   return PX_OK;
 }
 
+static int by_rank(const void *a, const void *b) {
+  uint32_t x = ((const merge *)a)->rank, y = ((const merge *)b)->rank;
+  return (x > y) - (x < y);
+}
+
+px_status px_bpe_rules(const px_bpe *bpe, px_bpe_rule **rules, size_t *count, px_error *err) {
+  size_t size = bpe->slots ? bpe->slot_mask + 1 : 0, n = 0;
+  merge *sorted = px_calloc(size, sizeof *sorted);
+  *rules = px_calloc(size, sizeof **rules);
+  if (!sorted || !*rules) {
+    free(sorted);
+    free(*rules);
+    return px_fail(err, PX_NO_MEMORY, "no memory for the merges");
+  }
+  for (size_t i = 0; i < size; i++)
+    if (bpe->slots[i].pair != NO_PAIR) sorted[n++] = bpe->slots[i];
+  qsort(sorted, n, sizeof *sorted, by_rank);
+  for (size_t i = 0; i < n; i++)
+    (*rules)[i] = (px_bpe_rule){(int32_t)(sorted[i].pair >> 32), (int32_t)(uint32_t)sorted[i].pair, sorted[i].result};
+  *count = n;
+  free(sorted);
+  return PX_OK;
+}
+
 void px_bpe_free(px_bpe *bpe) {
   free(bpe->slots);
   free(bpe->joins);

@@ -34,6 +34,8 @@ typedef struct px_bpe_join {
 px_status px_bpe_build(px_bpe *bpe, const px_bpe_rule *rules, size_t rule_count, const px_bpe_join *joins,
                        size_t join_count, px_error *err);
 void px_bpe_free(px_bpe *bpe);
+/* The merges that count, in rank order (of equal pairs one is left). *rules is the caller's to free. */
+px_status px_bpe_rules(const px_bpe *bpe, px_bpe_rule **rules, size_t *count, px_error *err);
 
 /* Scratch memory of one caller, kept between words. {0} is empty. */
 typedef struct px_bpe_work {

@@ -252,21 +252,29 @@ static char *copy_of(const char *text, size_t count) {
   return copy;
 }
 
+/* Patterns that have a rule of their own; of a rule's spellings the first is the one to write. */
+static const struct {
+  px_split_rule rule;
+  const char *pattern;
+} known[] = {
+    {PX_SPLIT_GPT2, "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
+    {PX_SPLIT_GPT2, "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
+    {PX_SPLIT_QWEN2,
+     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
+     "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+    {PX_SPLIT_LLAMA3,
+     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
+     "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+    {PX_SPLIT_DIGIT, "\\p{N}"},
+};
+
+const char *px_split_pattern(px_split_rule rule) {
+  for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+    if (known[i].rule == rule) return known[i].pattern;
+  return NULL;
+}
+
 px_status px_split_open(px_splitter *s, const char *pattern, size_t count, bool force_regex, px_error *err) {
-  static const struct {
-    px_split_rule rule;
-    const char *pattern;
-  } known[] = {
-      {PX_SPLIT_GPT2, "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
-      {PX_SPLIT_GPT2, "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
-      {PX_SPLIT_QWEN2,
-       "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
-       "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
-      {PX_SPLIT_LLAMA3,
-       "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
-       "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
-      {PX_SPLIT_DIGIT, "\\p{N}"},
-  };
   *s = (px_splitter){0};
   for (size_t i = 0; !force_regex && i < sizeof known / sizeof *known; i++) {
     if (strlen(known[i].pattern) != count || memcmp(known[i].pattern, pattern, count) != 0) continue;

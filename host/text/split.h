@@ -45,6 +45,8 @@ typedef struct px_splitter {
 px_status px_split_open(px_splitter *s, const char *pattern, size_t count, bool force_regex, px_error *err);
 px_status px_split_open_literal(px_splitter *s, const char *text, size_t count, px_error *err);
 void px_split_close(px_splitter *s);
+/* The pattern that px_split_open makes this rule of; NULL: there is none. */
+const char *px_split_pattern(px_split_rule rule);
 
 /* Per caller: match data and stack of PCRE2. {0} is empty. */
 typedef struct px_split_work {

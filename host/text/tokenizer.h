@@ -56,6 +56,12 @@ const char *px_tokenizer_token(const px_tokenizer *tok, int32_t id);
 int32_t px_tokenizer_id(const px_tokenizer *tok, const char *token);
 bool px_tokenizer_is_special(const px_tokenizer *tok, int32_t id);
 
+/* Writes tokenizer.json and tokenizer_config.json (special tokens, begin token, chat template) into the folder `dir`, which
+ * exists: `tokenizers` and transformers make the same ids of them, and so does px_tokenizer_open. For tokenizers that a GGUF
+ * file holds; one whose steps such a file cannot name is PX_INVALID (its own files can be copied). `context`: the longest
+ * text in tokens, 0: not said. */
+px_status px_tokenizer_write(const px_tokenizer *tok, const char *dir, int32_t context, px_error *err);
+
 /* Streaming decode: feed ids one by one, take text that is complete UTF-8. The concatenation of all text, with the
  * flush at the end, equals px_tokenizer_decode of all ids. */
 typedef struct px_decoder {

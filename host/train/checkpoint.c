@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "train/run.h"
+#include "tune/merge.h"
 
 typedef struct state_field {
   const char *key;
@@ -129,7 +130,9 @@ px_status px_run_save_adapter(px_run *run, const char *dir, px_error *err) {
     status = training ? px_adapter_metadata(run->model, run->tok, px_template_name(run->options.rows.chat), training, &arena, &meta, &meta_count, err)
                       : px_fail(err, PX_NO_MEMORY, "no memory");
   }
-  if (status == PX_OK) status = px_tune_save(run->tune, dir, run->options.model_path, meta, meta_count, err);
+  if (status == PX_OK)
+    status = px_tune_is_whole(run->tune) ? px_tune_save_whole(run->tune, dir, run->tok, run->options.model_path, meta, meta_count, err)
+                                         : px_tune_save(run->tune, dir, run->options.model_path, meta, meta_count, err);
   px_arena_free(&arena);
   return status;
 }

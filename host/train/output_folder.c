@@ -4,9 +4,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdlib.h>
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "format/json.h"
+#include "model/model_write.h"
 #include "train/run.h"
 
 static const char *const ours[] = {"run.json", "metrics.jsonl", "pfx_state.safetensors", "adapter_model.safetensors",
@@ -89,11 +92,35 @@ px_status px_run_folder_open(px_run *run, px_error *err) {
                        "%s exists and is not empty: name another folder, or --force to write into it", o->out);
 }
 
+/* Whether the folder is what a run of all weights left: its pfx.json says so. Anybody else's model is left alone. */
+static bool holds_whole(const char *folder) {
+  char path[PATH_MAX];
+  json_t *note = NULL;
+  if (snprintf(path, sizeof path, "%s/pfx.json", folder) >= (int)sizeof path || px_json_read(path, &note, NULL) != PX_OK) return false;
+  const char *part = json_string_value(json_object_get(note, "part"));
+  bool whole = part && strcmp(part, "full") == 0;
+  json_decref(note);
+  return whole;
+}
+
+px_status px_run_folder_check_base(const px_run *run, px_error *err) {
+  const px_tune_spec *spec = &run->spec;
+  char *out = realpath(run->options.out, NULL), *base = realpath(run->model->source.path, NULL);
+  bool same = spec->part_count == 1 && spec->parts[0].kind == PX_PART_FULL && out && base && strcmp(out, base) == 0;
+  free(out);
+  free(base);
+  return same ? px_fail(err, PX_INVALID, "%s is the base itself, and a run of all weights leaves a model: name another folder", run->options.out) : PX_OK;
+}
+
 static void clean(const px_run *run, const char *sub, bool all) {
   char path[PATH_MAX];
   snprintf(path, sizeof path, "%s/%s", run->options.out, sub);
   DIR *dir = opendir(path);
   if (!dir) return;
+  bool whole = all && holds_whole(path);
+  for (struct dirent *e; whole && (e = readdir(dir));)
+    if (px_model_file(e->d_name) && strncmp(e->d_name, "LICENSE", 7) != 0) unlinkat(dirfd(dir), e->d_name, 0);
+  rewinddir(dir);
   /* run.json first: what is left if this is interrupted is then no run that a resume could take for one. */
   for (size_t i = 0; all && i < sizeof ours / sizeof *ours; i++) unlinkat(dirfd(dir), ours[i], 0);
   for (struct dirent *e; (e = readdir(dir));)

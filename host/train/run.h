@@ -77,6 +77,7 @@ px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out,
 /* output_folder.c. One process at a time trains in a folder: open and lock take it until lock_fd is closed. */
 px_status px_run_folder_open(px_run *run, px_error *err); /* refuses one that holds something; removes nothing */
 px_status px_run_folder_lock(px_run *run, px_error *err);
+px_status px_run_folder_check_base(const px_run *run, px_error *err); /* a run of all weights must not replace its base */
 void px_run_folder_undo(const px_run *run); /* removes the folders that open made, while they are empty */
 void px_run_folder_clean(const px_run *run, bool all); /* what killed writers left; with `all` an old run's files too */
 

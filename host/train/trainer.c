@@ -445,6 +445,7 @@ px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_
   if (status == PX_OK) status = set_up(&run, NULL, err);
   if (status == PX_OK && model->weights.mapped_bytes) status = px_source_verify(&model->source, err);
   if (status == PX_OK) status = open_buffers(&run, err);
+  if (status == PX_OK) status = px_run_folder_check_base(&run, err);
   if (status == PX_OK) status = px_run_check_json(&run, err); /* before an old run is removed for this one */
   if (status == PX_OK) {
     px_run_folder_clean(&run, true);

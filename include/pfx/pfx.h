@@ -460,6 +460,49 @@ PFX_API pfx_status pfx_probe_wait(const pfx_model *model, const pfx_tokenizer *t
  * search a model's weights for values that are not finite. *text: pfx_free. */
 PFX_API pfx_status pfx_inspect_wait(const char *path, bool json, bool verify, char **text, pfx_error *err);
 
+/* ---- Model folders --------------------------------------------------------------------------------------------------- */
+
+typedef enum pfx_weight_type {
+  PFX_WEIGHT_BASE = 0, /* each tensor in its own type of the base, bf16 where that is quantised */
+  PFX_WEIGHT_F32 = 1,
+  PFX_WEIGHT_BF16 = 2,
+  PFX_WEIGHT_F16 = 3,
+} pfx_weight_type;
+
+typedef struct pfx_merge_options {
+  size_t struct_bytes;
+  pfx_weight_type type; /* of the new weights; default PFX_WEIGHT_BASE */
+  bool force;           /* the adapter may have been trained on other weights of the same shape */
+  void (*progress)(void *user, uint64_t done_bytes, uint64_t all_bytes); /* of weights, as they are written */
+  pfx_cancel_fn cancelled; /* asked between tensors: PFX_CANCELLED, nothing is left */
+  void *user;
+  pfx_log_fn log;
+  void *log_user;
+} pfx_merge_options;
+
+static inline pfx_merge_options pfx_merge_options_init(void) {
+  pfx_merge_options o;
+  memset(&o, 0, sizeof o);
+  o.struct_bytes = sizeof o;
+  return o;
+}
+
+typedef struct pfx_merge_result {
+  int64_t tensors, changed, files; /* of weights; those that the adapter changed; files that hold them */
+  uint64_t bytes;                  /* of weights */
+  pfx_weight_type type;            /* of the matrices */
+  pfx_fit fit;                     /* of the adapter; PFX_FIT_VERIFIED without one */
+} pfx_merge_result;
+
+/* Puts an adapter into its base's weights and writes the result as a Hugging Face model folder `out`, which must not exist or be
+ * empty and appears whole or not at all. `model` and `adapter` are paths, as pfx_model_open and pfx_adapter_open take them;
+ * adapter NULL: the base itself (a GGUF file becomes a folder). Only what a weight can hold is merged: low-rank deltas, scales,
+ * norms, biases, layers; an adapter with a prefix or prompt is PFX_INVALID. Weights are computed in float32 and pass through
+ * memory one at a time; no backend is opened. A GGUF's tokenizer and settings become the files that transformers reads. An
+ * adapter of other weights is PFX_MISMATCH unless `force`. result may be NULL, and is filled on success. */
+PFX_API pfx_status pfx_merge_wait(const char *model, const char *adapter, const char *out, const pfx_merge_options *options,
+                                  pfx_merge_result *result, pfx_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -11,7 +11,7 @@ import unittest
 import command
 from command import COMMANDS, GOLDEN, add_tokenizer, copy_model, id_rows, write, write_rows
 
-LATER = ("compare", "serve", "merge", "export", "pull")
+LATER = ("compare", "serve", "export", "pull")
 
 
 def completion_words():

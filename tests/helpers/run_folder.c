@@ -111,7 +111,8 @@ static void expect_same_file(const char *a, const char *b, const char *name) {
 }
 
 void run_expect_same(const char *a, const char *b) {
-  static const char *const files[] = {"adapter_model.safetensors", "adapter_config.json", "pfx.json", "pfx_delta.safetensors"};
+  static const char *const files[] = {"adapter_model.safetensors", "adapter_config.json", "pfx.json", "pfx_delta.safetensors",
+                                      "config.json", "model.safetensors"};
   static const char *const always[] = {"checkpoint/pfx_state.safetensors", "metrics.jsonl"};
   char name[96];
   int compared = 0;

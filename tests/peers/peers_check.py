@@ -20,6 +20,7 @@ ROOT = HERE.parents[1]
 GOLDEN = ROOT / "tests/golden"
 sys.path[:0] = [str(GOLDEN), str(ROOT / "bench/peers")]
 import e2e_rows  # noqa: E402
+import folder_checks  # noqa: E402
 import make_golden  # noqa: E402
 from golden_lib import check_pins, make_float64, read_safetensors, relative_l2, torch  # noqa: E402
 from make_text_golden import measure  # noqa: E402
@@ -37,6 +38,7 @@ class Skipped(Exception):
 
 class Checks:
     """Where to run and what to run."""
+    Skipped = Skipped
 
     def __init__(self, binary, smollm, scratch):
         self.binary, self.smollm, self.scratch = Path(binary).resolve(), smollm, Path(scratch)
@@ -47,6 +49,12 @@ class Checks:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, f"exit {done.returncode} of {' '.join(command)}: {done.stderr.strip()[-600:]}"
         return done.stdout
+
+    def pfx_lines(self, *args, lines):
+        """What a command prints for lines on its standard input."""
+        command = [str(self.binary), *(str(arg) for arg in args)]
+        text = "".join(f"{line}\n" for line in lines).encode()
+        return subprocess.run(command, input=text, stdout=subprocess.PIPE, check=True).stdout.decode().splitlines()
 
     def train(self, model, rows, out, *more):
         self.pfx("train", "--model", model, "--data", rows, "--out", out, "--device", "cpu", "--dtype", "f32", "--threads", 2,
@@ -224,6 +232,7 @@ def check_gpu_steps(checks):
     return f"{len(lines)} measurements"
 
 
+CHECKS |= folder_checks.CHECKS
 CHECKS["PyTorch's attention runs for gpu_check.sh"] = check_gpu_peers
 CHECKS["steps of PEFT, PyTorch by hand and pfx agree for gpu_check.sh"] = check_gpu_steps
 CHECKS |= {script: check_again(script) for script in (

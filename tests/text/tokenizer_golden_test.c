@@ -3,6 +3,8 @@
  * (tests/golden/tokenizers/README.md), and llama.cpp's published cases for its vocabulary files. */
 #include "helpers/test.h"
 
+#include <unistd.h>
+
 #include "core/file.h"
 #include "core/hash.h"
 #include "helpers/strings.h"
@@ -52,11 +54,11 @@ static void digest_group(const px_tokenizer *tok, uint32_t first, px_sha256 h[3]
   px_ids_free(&ids);
 }
 
-static void check_digests(const char *name, const char *path) {
+/* Takes the tokenizer. */
+static void check_tokenizer(const char *name, px_tokenizer *tok) {
   px_error err;
   px_arena arena = {0};
   px_buf want = {0};
-  px_tokenizer *tok = open_or_skip(path);
   ASSERT_OK(px_file_read(px_arena_printf(&arena, "%s/tests/golden/tokenizers/%s.digests", TEST_SOURCE_DIR, name),
                          1 << 20, &want, &err));
   const char *line = want.data;
@@ -82,6 +84,45 @@ static void check_digests(const char *name, const char *path) {
   px_arena_free(&arena);
 }
 
+static void check_digests(const char *name, const char *path) { check_tokenizer(name, open_or_skip(path)); }
+
+/* The same digests, and the tokenizer's own, from the files that pfx writes for it. */
+static void check_written(const char *name, const char *path) {
+  px_error err;
+  char dir[] = "/tmp/pfx_tokenizer_XXXXXX", file[64];
+  px_tokenizer *tok = open_or_skip(path), *again = NULL;
+  assert_non_null(mkdtemp(dir));
+  ASSERT_OK(px_tokenizer_write(tok, dir, 512, &err));
+  ASSERT_OK(px_tokenizer_open(dir, &again, &err));
+  const px_tokenizer_info *a = px_tokenizer_info_get(tok), *b = px_tokenizer_info_get(again);
+  assert_string_equal(a->digest, b->digest);
+  assert_string_equal(a->kind, b->kind);
+  assert_int_equal(a->bos, b->bos);
+  assert_int_equal(a->add_bos, b->add_bos);
+  if (a->chat_template) assert_string_equal(a->chat_template, b->chat_template);
+  px_tokenizer_close(tok);
+  for (int i = 0; i < 2; i++) {
+    snprintf(file, sizeof file, "%s/%s", dir, i ? "tokenizer.json" : "tokenizer_config.json");
+    assert_int_equal(unlink(file), 0);
+  }
+  assert_int_equal(rmdir(dir), 0);
+  check_tokenizer(name, again);
+}
+
+#define SHARED_WRITTEN(function, name, file)                                \
+  static void function(void **state) {                                      \
+    (void)state;                                                            \
+    char path[4096];                                                        \
+    snprintf(path, sizeof path, "%s/tokenizers/%s", TEST_SHARED_DIR, file); \
+    check_written(name, path);                                              \
+  }
+#define SMALL_WRITTEN(name)                                                                    \
+  static void written_##name(void **state) {                                                   \
+    (void)state;                                                                               \
+    char path[4096];                                                                           \
+    snprintf(path, sizeof path, "%s/tests/golden/tokenizers/%s.json", TEST_SOURCE_DIR, #name); \
+    check_written(#name, path);                                                                \
+  }
 #define SHARED_DIGESTS(function, name, file)                                \
   static void function(void **state) {                                      \
     (void)state;                                                            \
@@ -108,6 +149,13 @@ SHARED_DIGESTS(gguf_gpt2, "gguf_gpt-2", "gguf-vocab/ggml-vocab-gpt-2.gguf")
 SHARED_DIGESTS(gguf_llama_spm, "gguf_llama-spm", "gguf-vocab/ggml-vocab-llama-spm.gguf")
 SHARED_DIGESTS(gguf_starcoder, "gguf_starcoder", "gguf-vocab/ggml-vocab-starcoder.gguf")
 
+SMALL_WRITTEN(small_llama3)
+SMALL_WRITTEN(small_spm)
+SHARED_WRITTEN(written_qwen3, "qwen3", "qwen3")
+SHARED_WRITTEN(written_gguf_gpt2, "gguf_gpt-2", "gguf-vocab/ggml-vocab-gpt-2.gguf")
+SHARED_WRITTEN(written_gguf_llama_spm, "gguf_llama-spm", "gguf-vocab/ggml-vocab-llama-spm.gguf")
+SHARED_WRITTEN(written_gguf_starcoder, "gguf_starcoder", "gguf-vocab/ggml-vocab-starcoder.gguf")
+
 static const char *smollm2_path(char *path, size_t size) {
   char fallback[2048];
   snprintf(fallback, sizeof fallback, "%s/.cache", test_env("HOME", ""));
@@ -119,6 +167,12 @@ static void gguf_smollm(void **state) {
   (void)state;
   char path[4096];
   check_digests("gguf_smollm", smollm2_path(path, sizeof path));
+}
+
+static void written_gguf_smollm(void **state) {
+  (void)state;
+  char path[4096];
+  check_written("gguf_smollm", smollm2_path(path, sizeof path));
 }
 
 /* ---- llama.cpp's cases ---- */
@@ -228,6 +282,13 @@ int main(void) {
       cmocka_unit_test(gguf_llama_spm),
       cmocka_unit_test(gguf_starcoder),
       cmocka_unit_test(gguf_smollm),
+      cmocka_unit_test(written_small_llama3),
+      cmocka_unit_test(written_small_spm),
+      cmocka_unit_test(written_qwen3),
+      cmocka_unit_test(written_gguf_gpt2),
+      cmocka_unit_test(written_gguf_llama_spm),
+      cmocka_unit_test(written_gguf_starcoder),
+      cmocka_unit_test(written_gguf_smollm),
       cmocka_unit_test(cases_gpt2),
       cmocka_unit_test(cases_llama_spm),
       cmocka_unit_test(cases_starcoder),
