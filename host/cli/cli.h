@@ -45,7 +45,7 @@ typedef struct cli_command {
   const cli_option *options;  /* ended by a zero entry */
 } cli_command;
 
-extern const cli_command cli_train, cli_generate, cli_eval, cli_inspect, cli_check, cli_tokenize, cli_probe;
+extern const cli_command cli_train, cli_generate, cli_eval, cli_compare, cli_inspect, cli_check, cli_tokenize, cli_probe;
 /* NULL-terminated, in the order of the help. */
 extern const cli_command *const cli_commands[];
 
