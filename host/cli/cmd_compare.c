@@ -85,7 +85,7 @@ static int decide_on_texts(compare *c) {
 }
 
 /* With rows that are cut or dropped, one limit for all: else a long prefix would be measured on fewer or shorter rows. */
-static void share_row_limit(compare *c) {
+void compare_share_row_limit(compare *c) {
   int32_t longest = 0;
   for (int i = 0; i < c->method_count; i++)
     if (c->methods[i].virtual_tokens > longest) longest = c->methods[i].virtual_tokens;
@@ -99,7 +99,7 @@ static int compare_methods(compare *c) {
   if (c->set.shots) compare_add_method(c, COMPARE_IN_CONTEXT, "in-context", "in-context");
   for (int i = 0; i < c->set.tunes.count && !code; i++) code = compare_add_tune(c, c->set.tunes.items[i]);
   if (!code) code = compare_state_open(c);
-  if (!code) share_row_limit(c);
+  if (!code) compare_share_row_limit(c);
   if (!code) code = compare_make_folder(compare_printf("%s/runs", c->work));
   if (!code) code = compare_baselines(c);
   if (!code) code = compare_make_plan(c);

@@ -200,6 +200,10 @@ int compare_state_open(compare *c);
 int compare_state_save(compare *c);
 void compare_state_close(compare *c);
 
+/* ---- cmd_compare.c ---- */
+
+void compare_share_row_limit(compare *c);
+
 /* ---- the rest, in the order in which it happens ---- */
 
 int compare_baselines(compare *c); /* zero-shot and in-context */

@@ -2,6 +2,7 @@
  * A piece of work is one program whose result is kept in DIR/work/NAME.json: an interrupted comparison does what is left. */
 #include <signal.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "cli/compare.h"
 
@@ -23,8 +24,8 @@ void compare_common_args(const compare *c, compare_args *a, const char *model) {
 
 typedef struct watched {
   const compare *c;
-  const char *metrics, *doing;
-  int64_t step;
+  const char *metrics, *doing; /* metrics NULL: it does not train */
+  double started;
 } watched;
 
 /* The step that the last whole line of metrics.jsonl names. */
@@ -67,7 +68,7 @@ static const char *time_left(const compare *c, int64_t here) {
   }
   double seconds = compare_clock() - first_time;
   if (done - first_done < 5 || seconds < 2) return "";
-  return compare_printf("  about %s left", compare_show_seconds(seconds * (double)(all - done) / (double)(done - first_done)));
+  return compare_printf("  about %s of training left", compare_show_seconds(seconds * (double)(all - done) / (double)(done - first_done)));
 }
 
 static void show(void *user) {
@@ -78,8 +79,8 @@ static void show(void *user) {
   int64_t step = w->metrics ? last_step(w->metrics) : 0;
   if (w->metrics && step)
     cli_status(false, "%s  step %lld/%lld%s", w->doing, (long long)step, (long long)w->c->plan.steps, time_left(w->c, step));
-  else
-    cli_status(false, "%s", w->doing);
+  else if (isatty(2)) /* elsewhere its name was printed when it began */
+    cli_status(false, "%s  %s", w->doing, compare_show_seconds(compare_clock() - w->started));
 }
 
 static json_t *kept(const compare *c, const char *path, const char *name) {
@@ -135,7 +136,7 @@ static json_t *conclude(compare *c, const char *name, const char *path, const co
 const json_t *compare_job(compare *c, const char *name, const compare_args *args, const char *progress_folder, const char *doing) {
   char *path = compare_printf("%s/work/%s.json", c->work, name), *log = compare_printf("%s/work/%s.log", c->work, name);
   compare_ended ended;
-  watched w = {.c = c, .doing = doing, .metrics = progress_folder ? compare_printf("%s/metrics.jsonl", progress_folder) : NULL};
+  watched w = {.c = c, .doing = doing, .started = compare_clock(), .metrics = progress_folder ? compare_printf("%s/metrics.jsonl", progress_folder) : NULL};
   json_t *known = kept(c, path, name);
   if (known) return known;
   if (cli_stopped(NULL)) {

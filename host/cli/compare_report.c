@@ -34,7 +34,7 @@ static void verdict(FILE *out, const compare *c) {
   if (c->versions || c->best < 0) return;
   const compare_method *m = &c->methods[c->pick], *zero = &c->methods[0];
   fputs("<div class=\"tiles\">", out);
-  tile(out, compare_printf("%s → %s", compare_show_value(metric, zero->values[metric]), compare_show_value(metric, m->values[metric])),
+  tile(out, compare_printf(metric == COMPARE_LOSS ? "%.3f → %.3f" : "%.1f → %.1f", zero->values[metric], m->values[metric]),
        compare_printf("%s, untouched → %s", compare_metric_titles[metric], m->kind == COMPARE_TUNED ? "tuned" : "this"));
   if (m->kind == COMPARE_TUNED) {
     tile(out, compare_show_count(m->trainable), "trained numbers");
@@ -249,6 +249,7 @@ static void page(FILE *out, const compare *c) {
     compare_figure_size(out, c);
     compare_figure_damage(out, c);
   }
+  fputs("</div>\n<div class=\"figures bars\">\n", out);
   compare_figure_bars(out, c);
   fputs("</div>\n", out);
   table(out, c);

@@ -70,9 +70,8 @@ int compare_train_all(compare *c) {
   for (int i = 0; i < c->method_count; i++) {
     compare_method *m = &c->methods[i];
     if (m->kind != COMPARE_TUNED || m->failure) continue;
-    int first = m->run_count;
     compare_add_runs(c, m);
-    for (int k = first; k < m->run_count; k++) {
+    for (int k = m->searched ? COMPARE_RATES : 1; k < m->run_count; k++) {
       if (train(c, &m->runs[k])) return c->code;
       m->runs[k].chosen = m->runs[k].finished;
     }

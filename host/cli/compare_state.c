@@ -159,12 +159,15 @@ int compare_state_open(compare *c) {
   if (code) return code;
   if (compare_exists(c->work) && !compare_exists(state_path(c)) && !is_empty(c->work))
     return cli_usage_error(&cli_compare, "%s exists, is not empty and holds no comparison: name another folder", c->work);
-  if ((code = compare_make_folder(compare_printf("%s/work", c->work))) != 0 || (code = lock(c)) != 0) return code;
-  if (!compare_exists(state_path(c))) return compare_state_save(c);
-  json_t *state = compare_read_json(state_path(c));
-  code = go_on_with(c, state);
-  json_decref(state);
-  return code;
+  if ((code = compare_make_folder(c->work)) != 0 || (code = lock(c)) != 0) return code;
+  if (compare_exists(state_path(c))) {
+    json_t *state = compare_read_json(state_path(c));
+    code = go_on_with(c, state);
+    json_decref(state);
+  } else {
+    code = compare_state_save(c);
+  }
+  return code ? code : compare_make_folder(compare_printf("%s/work", c->work));
 }
 
 int compare_state_save(compare *c) {

@@ -79,9 +79,12 @@ static bool has_texts(const compare_units *units) {
 
 /* One draw of one method: the mean over the seeds that were drawn. `luck` picks the same seed for all methods that have as
  * many, because equal seeds saw equal rows in equal order. */
-static void draw_method(const compare_sample *m, const double *weights, const double *luck, double values[COMPARE_METRICS]) {
+static void draw_method(const compare_sample *m, size_t units, const double *weights, const double *luck, double values[COMPARE_METRICS]) {
   double sums[32][COMPARE_METRICS];
-  for (int k = 0; k < COMPARE_METRICS; k++) values[k] = m->seed_count ? 0 : NAN;
+  bool fits = m->seed_count > 0;
+  for (int s = 0; s < m->seed_count; s++) fits = fits && m->seeds[s]->count == units;
+  for (int k = 0; k < COMPARE_METRICS; k++) values[k] = fits ? 0 : NAN;
+  if (!fits) return;
   for (int s = 0; s < m->seed_count; s++) {
     compare_unit total;
     add_up(m->seeds[s], weights, has_texts(m->seeds[s]) ? UNIT_FIELDS : 2, total);
@@ -117,7 +120,7 @@ bool compare_bootstrap_run(const compare_sample *methods, int count, int draws, 
     for (int s = 0; s < 32; s++) luck[s] = (double)(next(&state) >> 11) * 0x1p-53;
     for (int m = 0; m < count; m++) {
       double values[COMPARE_METRICS];
-      draw_method(&methods[m], weights, luck, values);
+      draw_method(&methods[m], units, weights, luck, values);
       for (int k = 0; k < COMPARE_METRICS; k++) out->values[((size_t)m * COMPARE_METRICS + (size_t)k) * (size_t)draws + (size_t)d] = values[k];
     }
   }

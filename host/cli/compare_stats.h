@@ -45,7 +45,7 @@ typedef struct compare_bootstrap {
   double *values;
 } compare_bootstrap;
 
-/* Draws rows, and seeds where there are several. All methods must have equally many units; one without seeds has NaN.
+/* Draws rows, and seeds where there are several. One without seeds, or without as many units as the first, has NaN.
  * false: no memory. The caller frees `values`. */
 bool compare_bootstrap_run(const compare_sample *methods, int count, int draws, uint64_t seed, compare_bootstrap *out);
 /* The middle `share` (0.95) of a method's values, or of the differences a - b. */

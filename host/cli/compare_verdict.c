@@ -70,11 +70,8 @@ static void against_the_others(const compare *c, sentences *s) {
 
 static void damage(const compare *c, sentences *s) {
   const compare_method *m = &c->methods[c->pick];
-  if (m->kind != COMPARE_TUNED) return;
-  if (!isfinite(m->damage)) {
-    say(s, "Damage to what the model knew: not measured (give other text with --retain).");
-    return;
-  }
+  if (!c->set.retain) say(s, "Damage to what the model knew: not measured (give other text with --retain).");
+  if (m->kind != COMPARE_TUNED || !isfinite(m->damage)) return;
   say(s, m->damage_low <= 0 && m->damage_high >= 0
              ? compare_printf("On the other text no damage is shown: its loss changes by %+.4f (%+.4f to %+.4f) while the adapter is on.", m->damage,
                               m->damage_low, m->damage_high)

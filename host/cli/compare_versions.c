@@ -117,10 +117,13 @@ static int check_adapters(compare *c) {
   for (int i = 0; i < c->set.adapters.count; i++) {
     const char *path = c->set.adapters.items[i];
     pfx_adapter *adapter = NULL;
+    pfx_adapter_info info;
     for (int k = 0; k < i; k++)
       if (strcmp(path, c->set.adapters.items[k]) == 0) return cli_usage_error(&cli_compare, "--adapter %s is given twice", path);
     if (compare_exists(compare_printf("%s/config.json", path)) && !compare_exists(compare_printf("%s/adapter_config.json", path))) continue;
     if (pfx_adapter_open(path, &adapter, &err) != PFX_OK) return cli_fail(&err);
+    pfx_adapter_info_get(adapter, &info);
+    c->methods[i + 1].virtual_tokens = info.virtual_tokens;
     pfx_adapter_close(adapter);
   }
   return 0;
@@ -128,7 +131,7 @@ static int check_adapters(compare *c) {
 
 static int measure_all(compare *c) {
   int code = compare_state_open(c);
-  c->row_tokens = c->set.rows.max_row_tokens;
+  compare_share_row_limit(c);
   c->zero_valid = NAN;
   for (int i = 0; i < c->method_count && !code; i++) code = measure_version(c, i);
   if (!code) code = compare_costs(c);
