@@ -23,6 +23,7 @@ typedef struct job {
   size_t item_count;
   int64_t done;
   pfx_eval_costs costs;
+  px_shots shots;
   px_arena arena;
 } job;
 
@@ -59,6 +60,7 @@ static void keep_text(void *user, uint64_t row, const char *bytes, size_t count,
 }
 
 static px_status generate(job *j, px_error *err) {
+  static const char *const gap = "\n\n"; /* what separates examples ends an answer in their manner */
   px_generator *g = NULL;
   int32_t adapter = -1;
   px_log log = px_api_log(j->options.log, j->options.log_user);
@@ -70,7 +72,7 @@ static px_status generate(job *j, px_error *err) {
                           .count = (int32_t)j->rows.prompt_len[row],
                           .adapter = adapter,
                           .row = i,
-                          .sampling = {.max_tokens = j->options.max_tokens},
+                          .sampling = {.max_tokens = j->options.max_tokens, .stop = &gap, .stop_count = j->shots.gaps ? 1 : 0},
                           .text = keep_text,
                           .user = j};
     status = px_generator_add(g, &request, err);
@@ -206,8 +208,8 @@ static px_status write_rows(job *j, px_error *err) {
 static px_status add_shots(job *j, const px_row_options *rows, const px_log *log, px_error *err) {
   int64_t room = px_model_config(j->model)->context - (j->adapter ? j->adapter->tokens : 0);
   if (j->options.generate) room -= j->options.max_tokens;
-  PX_TRY(px_rows_add_shots(&j->rows, j->options.shots_data, j->options.shots, j->options.shots_seed, room, j->tok, rows, log,
-                           &j->costs.shots, err));
+  PX_TRY(px_rows_add_shots(&j->rows, j->options.shots_data, j->options.shots, j->options.shots_seed, room, j->tok, rows, log, &j->shots, err));
+  j->costs.shots = j->shots.used;
   if (j->costs.shots < j->options.shots)
     px_log_message(log, PX_LOG_INFO, "%s: %.1f of %d examples before a row on average, more do not fit or are not there",
                    j->options.shots_data, j->costs.shots, j->options.shots);

@@ -60,7 +60,7 @@ typedef struct compare_measured {
   compare_units units;     /* what is resampled */
   double values[COMPARE_METRICS]; /* as pfx eval gives them; NaN: not measured */
   compare_text *texts;     /* [text_count] */
-  size_t text_count;
+  size_t text_count, rows;
   double seconds, shots;
   uint64_t peak_bytes;
 } compare_measured;
@@ -236,6 +236,7 @@ json_t *compare_versions_differences(const compare *c, int before, int after);
 /* ---- compare_page.c ---- */
 
 void compare_html(FILE *out, const char *text); /* escaped, also for attributes */
+const char *compare_short(const char *label, int most); /* bytes; at least 8 */
 void compare_page_begin(FILE *out, const char *title);
 void compare_page_end(FILE *out);
 /* "1.2 million", "12.3 MB", "3 min 20 s": into one of a few buffers that are used in turn. */

@@ -61,13 +61,15 @@ static void axes(FILE *out, const axis *x, const axis *y, const char *x_title, c
   }
   step = x->log ? 1 : step_of(x, 5);
   if (x->log && x->high - x->low > 6) step = 2;
+  if (x->log && x->high - x->low < 1.6) step = 0.5; /* and then at three times the powers of ten */
   for (double v = ceil(x->low / step) * step; v <= x->high; v += step) {
-    double place = LEFT + (v - x->low) / (x->high - x->low) * (WIDTH - RIGHT - LEFT);
+    bool half = x->log && v - floor(v + 1e-9) > 0.25;
+    double value = !x->log ? v : pow(10, floor(v + 1e-9)) * (half ? 3 : 1), place = at_x(x, value);
     if (x->log)
-      snprintf(text, sizeof text, "%s", compare_show_count((int64_t)llround(pow(10, v))));
+      snprintf(text, sizeof text, "%s", compare_show_count((int64_t)llround(value)));
     else
       number(text, v, step);
-    if (place > WIDTH - RIGHT - 6) continue;
+    if (place < LEFT || place > WIDTH - RIGHT - 6) continue;
     fprintf(out, "<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\"/><text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%s</text>", place,
             place, TOP, HEIGHT - BOTTOM, place, HEIGHT - BOTTOM + 15, text);
   }
@@ -110,10 +112,11 @@ static void curve(FILE *out, const axis *x, const axis *y, const compare_run *r,
 
 void compare_figure_curves(FILE *out, const compare *c) {
   axis x = {0, (double)c->plan.steps, false}, y = {NAN, NAN, false};
-  include(&y, c->zero_valid);
+  include(&y, c->zero_valid); /* a start far above it is cut off: the curves matter */
   for (int i = 0; i < c->method_count; i++)
     for (int k = 0; k < c->methods[i].run_count; k++) {
       const compare_run *r = &c->methods[i].runs[k];
+      if (c->methods[i].kind == COMPARE_TUNED && r->chosen && r->first_valid < 1.3 * c->zero_valid) include(&y, r->first_valid);
       for (size_t p = 0; r->chosen && p < r->curve_count; p++) include(&y, r->curve[p].valid_loss);
     }
   if (!widen(&y, 0.06) || x.high < 1) return;
@@ -149,8 +152,7 @@ typedef struct placed {
 /* Beside its point where it covers nothing, in one of a few places; else where it covers least. */
 static void name_point(FILE *out, placed *p, const char *label, double x, double y) {
   static const double places[][2] = {{9, 4}, {-9, 4}, {9, -9}, {9, 17}, {-9, -9}, {-9, 17}, {0, -14}, {0, 24}, {9, 30}, {9, -22}};
-  char text[28];
-  snprintf(text, sizeof text, strlen(label) > 26 ? "%.23s..." : "%s", label);
+  const char *text = compare_short(label, 26);
   double w = 7.2 * (double)strlen(text), best_x = 0, best_y = 0;
   int least = 1 << 20;
   for (size_t i = 0; i < sizeof places / sizeof *places && least; i++) {
@@ -238,7 +240,12 @@ void compare_figure_size(FILE *out, const compare *c) {
 }
 
 void compare_figure_damage(FILE *out, const compare *c) {
-  if (!c->set.retain) return;
+  if (!c->set.retain) {
+    begin(out, "Quality against damage", "Not measured: give other text, which the model should still know, with <code>--retain</code>. The damage is what "
+                                         "the loss on it rises by while the adapter is on.");
+    fputs("</figure>\n", out);
+    return;
+  }
   scatter(out, c, false, damage_of, "damage", "Quality against damage",
           "Damage: what the loss on the other text rises by while the adapter is on. The best place is at zero.");
 }
@@ -272,13 +279,13 @@ void compare_figure_intervals(FILE *out, const compare *c) {
     const compare_method *m = &c->methods[i];
     if (!isfinite(m->behind_low)) continue;
     double y = row++ * ROW + 25, a = along(&x, m->behind_low, 8, WIDTH - 8), b = along(&x, m->behind_high, 8, WIDTH - 8);
-    double middle = along(&x, m->behind, 8, WIDTH - 8), w = 7.2 * (double)strlen(m->label);
+    double middle = along(&x, m->behind, 8, WIDTH - 8), w = 7.2 * (double)strlen(compare_short(m->label, 50));
     double start = (a + b) / 2 - w / 2 < 8 ? 8 : (a + b) / 2 + w / 2 > WIDTH - 8 ? WIDTH - 8 - w : (a + b) / 2 - w / 2;
     fprintf(out, "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"var(--c%d)\" stroke-width=\"4\" stroke-linecap=\"round\" opacity=\".45\"/>", a, b, y,
             y, color_of(i));
     fprintf(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"5\" fill=\"var(--c%d)\"/><text class=\"name\" x=\"%.1f\" y=\"%.1f\">", middle, y, color_of(i),
             start < 8 ? 8 : start, y - 9);
-    compare_html(out, m->label);
+    compare_html(out, compare_short(m->label, 50));
     fputs("</text>", out);
   }
   fprintf(out, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s worse →</text></svg></figure>\n", WIDTH - 8, height - 5,
@@ -312,6 +319,7 @@ static const char *milliseconds(double v) { return compare_printf("%.3g ms", v);
 
 void compare_figure_bars(FILE *out, const compare *c) {
   bars(out, c, train_seconds, compare_show_seconds, "Time to train", "Seconds of training in one run, without start and validation.");
-  bars(out, c, peak, compare_show_bytes, "Peak memory", "Of the training program; for the untouched model, of the one that measured it.");
+  bars(out, c, peak, compare_show_bytes, "Peak memory",
+       c->versions ? "Of the program that measured it." : "Of the training program; for the untouched model, of the one that measured it.");
   bars(out, c, token, milliseconds, "Time of a generated token", "One prompt at a time, all methods by turns; the fastest of five rounds.");
 }

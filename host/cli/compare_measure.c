@@ -90,6 +90,7 @@ static void take_item(void *user, const json_t *line) {
 static void take_row(void *user, const json_t *line) {
   reader *r = user;
   size_t at = (size_t)json_integer_value(json_object_get(line, "line"));
+  r->out->rows++;
   size_t known = at < r->lines ? r->unit_of_line[at] : 0;
   double tokens = number(line, "tokens");
   double *unit = known ? r->out->units.list[known - 1] : *add_unit(r);

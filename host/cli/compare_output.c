@@ -195,7 +195,8 @@ void compare_print(const compare *c) {
     if ((int)strlen(c->methods[i].label) > width) width = (int)strlen(c->methods[i].label);
   printf("%-*s  %8s", width, "", "loss");
   if (c->generate) printf("  %6s  %6s  %7s  %6s", "BLEU", "chrF", "ROUGE-L", "exact");
-  if (!c->versions) printf("  %12s  %9s  %8s  %9s", "damage", "to adapt", "memory", "trained");
+  if (!c->versions || c->set.retain) printf("  %12s", "damage");
+  if (!c->versions) printf("  %9s  %8s  %9s", "to adapt", "memory", "trained");
   putchar('\n');
   for (int i = 0; i < c->method_count; i++) {
     const compare_method *m = &c->methods[i];
@@ -206,9 +207,10 @@ void compare_print(const compare *c) {
     }
     printf("%8.4f", m->values[COMPARE_LOSS]);
     if (c->generate) printf("  %6.2f  %6.2f  %7.2f  %6.2f", m->values[COMPARE_BLEU], m->values[COMPARE_CHRF], m->values[COMPARE_ROUGE_L], m->values[COMPARE_EXACT]);
+    if (!c->versions || c->set.retain)
+      printf("  %12s", m->kind != COMPARE_TUNED && m->kind != COMPARE_VERSION ? "-" : isfinite(m->damage) ? compare_printf("%+.4f", m->damage) : "not measured");
     if (!c->versions)
-      printf("  %12s  %9s  %8s  %9s", m->kind != COMPARE_TUNED ? "-" : isfinite(m->damage) ? compare_printf("%+.4f", m->damage) : "not measured",
-             m->kind == COMPARE_TUNED && isfinite(m->to_best) ? compare_show_seconds(m->to_best) : "-",
+      printf("  %9s  %8s  %9s", m->kind == COMPARE_TUNED && isfinite(m->to_best) ? compare_show_seconds(m->to_best) : "-",
              m->peak_bytes ? compare_show_bytes((double)m->peak_bytes) : "-", m->trainable ? compare_show_count(m->trainable) : "-");
     putchar('\n');
   }

@@ -25,6 +25,15 @@ void compare_html(FILE *out, const char *text) {
   }
 }
 
+/* A long name keeps its beginning and its end, where names of versions differ; never half a character of UTF-8. */
+const char *compare_short(const char *label, int most) {
+  size_t n = strlen(label), head = (size_t)most / 2 - 1, tail = n - ((size_t)most / 2 - 2);
+  if (n <= (size_t)most) return label;
+  while (head > 0 && ((unsigned char)label[head] & 0xc0) == 0x80) head--;
+  while (tail < n && ((unsigned char)label[tail] & 0xc0) == 0x80) tail++;
+  return compare_printf("%.*s...%s", (int)head, label, label + tail);
+}
+
 static char *turn(void) {
   static char buffers[16][64];
   static int at;
@@ -88,7 +97,7 @@ static const char style[] =
     "*{box-sizing:border-box}html{-webkit-text-size-adjust:100%}"
     "body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}"
     "main{max-width:1160px;margin:0 auto;padding:2.2rem 1.2rem 4rem}"
-    "h1{font-size:1.05rem;font-weight:600;color:var(--soft);margin:0 0 1.4rem}"
+    "h1{font-size:1.05rem;font-weight:600;color:var(--soft);margin:0 0 1.4rem}h1,h2,p,li{overflow-wrap:anywhere}"
     "h2{font-size:1.25rem;margin:2.8rem 0 .4rem;letter-spacing:-.01em}h3{font-size:1rem;margin:0 0 .2rem}"
     "p{margin:.45rem 0;max-width:46rem}.soft{color:var(--soft)}small,.small{font-size:.86rem}"
     ".card{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:1.3rem 1.5rem}"
@@ -107,24 +116,24 @@ static const char style[] =
     ".tag{display:inline-block;font-size:.74rem;font-weight:600;padding:.05rem .5rem;border-radius:99px;background:var(--good-back);color:var(--good);margin-left:.45rem}"
     ".tag.plain{background:var(--grid);color:var(--soft)}.tag.bad{background:var(--bad-back);color:var(--bad)}"
     ".good{color:var(--good)}.bad{color:var(--bad)}"
-    ".figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:1rem;margin:.9rem 0}"
+    ".figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr));gap:1rem;margin:.9rem 0;align-items:start}"
     "figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:14px;padding:1rem 1.1rem;min-width:0}"
-    ".bars{grid-template-columns:repeat(auto-fit,minmax(min(100%,280px),1fr))}figcaption{margin:0 0 .5rem}figcaption p{margin:0;color:var(--soft);font-size:.86rem}"
-    "svg{display:block;width:100%;height:auto;font-family:inherit;overflow:visible}"
+    ".bars{grid-template-columns:repeat(auto-fill,minmax(min(100%,280px),1fr))}figcaption{margin:0 0 .5rem}figcaption p{margin:0;color:var(--soft);font-size:.86rem}"
+    "svg{display:block;width:100%;max-width:600px;height:auto;font-family:inherit;overflow:visible}"
     "svg text{fill:var(--soft);font-size:12px}svg .name{fill:var(--ink);font-size:12.5px;font-weight:600}svg .grid{stroke:var(--grid)}svg .axis{stroke:var(--line)}"
     ".bar{display:grid;grid-template-columns:1fr auto;gap:0 .8rem;margin:.45rem 0;font-size:.86rem}.bar span{overflow-wrap:anywhere}.bar b{font-weight:600;font-variant-numeric:tabular-nums}"
     ".bar i{grid-column:1/-1;display:block;height:.5rem;background:var(--grid);border-radius:99px;overflow:hidden}.bar u{display:block;height:100%;min-width:3px;border-radius:99px;"
     "-webkit-print-color-adjust:exact;print-color-adjust:exact}"
     ".legend{display:flex;flex-wrap:wrap;gap:.25rem 1.1rem;margin:.5rem 0 0;padding:0;list-style:none;font-size:.84rem}"
     ".sample{margin:.8rem 0}.sample pre{margin:.15rem 0 0;white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}"
-    ".sample dl{margin:.6rem 0 0;display:grid;grid-template-columns:minmax(7rem,max-content) 1fr;gap:.45rem 1rem}.sample dt{color:var(--soft);font-size:.86rem}"
+    ".sample dl{margin:.6rem 0 0;display:grid;grid-template-columns:fit-content(13rem) minmax(0,1fr);gap:.45rem 1rem}.sample dt{color:var(--soft);font-size:.86rem;overflow-wrap:anywhere}"
     ".sample dd{margin:0;min-width:0}.sample dd pre{margin:0}.sample .reference{background:var(--mark);border-radius:6px;padding:0 .35rem}"
     "details summary{cursor:pointer;color:var(--accent);margin:.6rem 0}"
     "footer{margin-top:3rem;color:var(--soft);font-size:.84rem}"
-    "@media(max-width:640px){main{padding:1.2rem .8rem 3rem}.card{padding:1rem}.verdict .answer{font-size:1.25rem}.sample dl{grid-template-columns:1fr;gap:.1rem}"
+    "@media(max-width:640px){main{padding:1.2rem .8rem 3rem}.card{padding:1rem}.verdict .answer{font-size:1.25rem}.sample dl{grid-template-columns:minmax(0,1fr);gap:.1rem}"
     ".sample dd{margin-bottom:.55rem}th,td{padding:.45rem .55rem}td:first-child,th:first-child{max-width:9.5rem;white-space:normal;overflow-wrap:anywhere}}"
     "@media print{:root{color-scheme:light}body{background:#fff;font-size:11pt}main{max-width:none;padding:0}.wide{overflow:visible}table{font-size:7.6pt}"
-    "th,td{padding:.2rem .3rem;white-space:normal}figure,.card,.sample,tr{break-inside:avoid}h2{break-after:avoid}details>*{display:block}}";
+    "th,td{padding:.2rem .3rem;white-space:normal}figure,.card,.sample,tr{break-inside:avoid}h2{break-after:avoid}details::details-content{content-visibility:visible;block-size:auto}}";
 
 void compare_page_begin(FILE *out, const char *title) {
   fputs("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"

@@ -80,14 +80,14 @@ static void row_of(FILE *out, const compare *c, int i) {
   }
   fputs("</td>", out);
   scores(out, c, m);
+  if (!c->versions || c->set.retain)
+    cell(out, !tuned && m->kind != COMPARE_VERSION ? "–" : isfinite(m->damage) ? compare_printf("%+.4f", m->damage) : "not measured",
+         isfinite(m->damage_low) ? compare_printf("%+.4f to %+.4f", m->damage_low, m->damage_high) : NULL);
   if (!c->versions) {
-    cell(out, !tuned ? "–" : isfinite(m->damage) ? compare_printf("%+.4f", m->damage) : "not measured",
-         tuned && isfinite(m->damage_low) ? compare_printf("%+.4f to %+.4f", m->damage_low, m->damage_high) : NULL);
     cell(out, tuned ? compare_show_seconds(m->to_best) : "–",
-         tuned && isfinite(c->zero_valid) ? compare_printf(isfinite(m->to_zero_shot) ? "beats zero-shot: %s" : "never beats zero-shot%.0s", compare_show_seconds(m->to_zero_shot)) : NULL);
+         tuned && isfinite(c->zero_valid) ? isfinite(m->to_zero_shot) ? compare_show_seconds(m->to_zero_shot) : "never" : NULL);
     cell(out, isfinite(m->tokens_per_s) && tuned ? compare_show_count((int64_t)m->tokens_per_s) : "–", NULL);
-    cell(out, m->trainable ? compare_show_count(m->trainable) : "–", NULL);
-    cell(out, tuned ? compare_show_bytes((double)m->disk_bytes) : "–", NULL);
+    cell(out, m->trainable ? compare_show_count(m->trainable) : "–", tuned ? compare_show_bytes((double)m->disk_bytes) : NULL);
   }
   cell(out, m->peak_bytes ? compare_show_bytes((double)m->peak_bytes) : "–", NULL);
   cell(out, isfinite(m->token_ms) ? compare_printf("%.3g ms", m->token_ms) : "–",
@@ -96,12 +96,13 @@ static void row_of(FILE *out, const compare *c, int i) {
 }
 
 static void table(FILE *out, const compare *c) {
-  fputs("<h2>Every method</h2><p class=\"soft\">Measured on the test rows, means over the seeds. Below a number, its 95 % interval.</p>\n"
-        "<div class=\"wide\"><table><thead><tr><th>method</th>",
-        out);
+  fprintf(out, "<h2>Every %s</h2><p class=\"soft\">Measured on the test rows%s. Below a number, its 95 %% interval.</p>\n"
+               "<div class=\"wide\"><table><thead><tr><th>%s</th>",
+          c->versions ? "version" : "method", c->versions ? "" : ", means over the seeds", c->versions ? "version" : "method");
   for (int k = 0; k < COMPARE_METRICS; k++)
     if (k == COMPARE_LOSS || c->generate) fprintf(out, "<th>%s</th>", compare_metric_titles[k]);
-  if (!c->versions) fputs("<th>damage</th><th>time to adapt</th><th>tokens/s</th><th>trained</th><th>on disk</th>", out);
+  if (!c->versions || c->set.retain) fputs("<th>damage</th>", out);
+  if (!c->versions) fputs("<th>time to adapt,<br>past zero-shot</th><th>tokens/s</th><th>trained,<br>on disk</th>", out);
   fputs("<th>memory</th><th>a token</th></tr></thead><tbody>\n", out);
   for (int i = 0; i < c->method_count; i++) row_of(out, c, i);
   fputs("</tbody></table></div>\n", out);
@@ -121,14 +122,28 @@ static void text_of(FILE *out, const char *name, const char *text, bool referenc
   fputs("</pre></dd>", out);
 }
 
-/* Spread evenly over the file, so that nobody chose them. */
+/* Texts to choose from: of versions those that changed between the first and the last, where there are any. */
+static size_t candidates(const compare *c, const compare_run *zero, size_t *list, bool *changed) {
+  const compare_run *first = c->versions ? shown_run(&c->methods[1]) : NULL, *last = c->versions ? shown_run(&c->methods[c->method_count - 1]) : NULL;
+  size_t count = 0, all = zero->test.text_count;
+  for (size_t i = 0; first && last && i < all; i++)
+    if (strcmp(first->test.texts[i].prediction, last->test.texts[i].prediction) != 0) list[count++] = i;
+  *changed = count > 0;
+  for (size_t i = 0; !*changed && i < all; i++) list[count++] = i;
+  return count;
+}
+
+/* Spread evenly, so that nobody chose them. */
 static void samples(FILE *out, const compare *c) {
   const compare_run *zero = shown_run(&c->methods[0]);
+  bool changed;
   if (!zero) return;
-  size_t count = zero->test.text_count, shown = count < COMPARE_SHOWN_TEXTS ? count : COMPARE_SHOWN_TEXTS;
-  fprintf(out, "<h2>Side by side</h2><p class=\"soft\">%zu of %zu prompts of the test rows, spread evenly; greedy text, the first seed.</p>\n", shown, count);
+  size_t *list = compare_alloc(zero->test.text_count, sizeof *list), count = candidates(c, zero, list, &changed);
+  size_t shown = count < COMPARE_SHOWN_TEXTS ? count : COMPARE_SHOWN_TEXTS;
+  fprintf(out, "<h2>Side by side</h2><p class=\"soft\">%zu of %zu prompts of the test rows%s, spread evenly; greedy text%s.</p>\n", shown, count,
+          changed ? " whose text changed" : "", c->versions ? "" : ", the first seed");
   for (size_t k = 0; k < shown; k++) {
-    size_t at = k * count / shown;
+    size_t at = list[k * count / shown];
     const compare_text *t = &zero->test.texts[at];
     if (k == 4) fputs("<details><summary>More samples</summary>\n", out);
     fputs("<div class=\"card sample\"><h3>Prompt</h3><pre>", out);
@@ -197,7 +212,7 @@ static void how_to_read(FILE *out, const compare *c) {
           "seed; the best by validation loss is used by the other seeds. Nothing is chosen on the test rows.</p>"
           "<p><b>Damage</b> is what the loss on the other text (<code>--retain</code>) rises by while the adapter is on. A prefix, a prompt and LoRA can "
           "be taken off again; changed weights cannot.</p>"
-          "<p><b>Time to adapt</b> is seconds of training until the validation loss is within 1 % of the run's best. <b>Memory</b> is the peak of the "
+          "<p><b>Time to adapt</b> is seconds of training until the validation loss is within 1 % of the run's best; below it, until the untouched model is beaten. <b>Memory</b> is the peak of the "
           "training program.</p>",
           out);
   fputs("</div>\n", out);
@@ -249,7 +264,7 @@ static void page(FILE *out, const compare *c) {
     compare_figure_size(out, c);
     compare_figure_damage(out, c);
   }
-  fputs("</div>\n<div class=\"figures bars\">\n", out);
+  if (!c->versions) fputs("</div>\n<div class=\"figures bars\">\n", out);
   compare_figure_bars(out, c);
   fputs("</div>\n", out);
   table(out, c);

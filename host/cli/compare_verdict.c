@@ -120,15 +120,16 @@ static void warnings(const compare *c, sentences *s) {
 }
 
 static void uncertainty(const compare *c, sentences *s) {
-  const compare_units *units = &c->methods[0].runs[0].test.units;
-  say(s, compare_printf("The intervals come from %zu test rows%s, drawn 2,000 times with replacement, the same for all. They say how far another "
+  const compare_measured *test = &c->methods[0].runs[0].test;
+  const compare_units *units = &test->units;
+  const char *what = units->count < test->rows ? compare_printf("%zu prompts (%zu test rows)", units->count, test->rows) : compare_printf("%zu test rows", units->count);
+  say(s, compare_printf("The intervals come from %s%s, drawn 2,000 times with replacement, the same for all. They say how far another "
                         "choice of such rows would move the numbers; not what other data would do.%s",
-                        units->count,
-                        c->versions           ? ""
+                        what, c->versions           ? ""
                         : c->set.seeds > 1 ? compare_printf(" and %d seeds", c->set.seeds)
                                            : "",
                         c->versions || c->set.seeds > 1 ? "" : " With one seed the luck of a single run is not in them."));
-  if (units->count < 30) say(s, compare_printf("%zu test rows are few: take the intervals as a hint.", units->count));
+  if (units->count < 30) say(s, compare_printf("That is few: take the intervals as a hint."));
 }
 
 static const char *signed_value(const compare *c, double v) {

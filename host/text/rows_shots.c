@@ -10,6 +10,7 @@ typedef struct shot_list {
   px_ids ids;
   size_t *ends; /* [count] */
   int32_t count;
+  bool gaps;
 } shot_list;
 
 static bool is_closed(const px_tokenizer_info *info, const int32_t *ids, size_t count) {
@@ -46,6 +47,7 @@ static px_status collect(const px_rows *from, int32_t shots, uint64_t seed, cons
     bool open = tok && !is_closed(px_tokenizer_info_get(tok), ids, count);
     for (size_t t = 0; status == PX_OK && t < count; t++) status = px_ids_push(&out->ids, ids[t], err);
     for (size_t t = 0; status == PX_OK && open && t < gap.len; t++) status = px_ids_push(&out->ids, gap.data[t], err);
+    out->gaps = out->gaps || open;
     out->ends[i] = out->ids.len;
     out->count = i + 1;
   }
@@ -100,18 +102,19 @@ static px_status insert(px_rows *rows, const shot_list *shots, int64_t room, int
 }
 
 px_status px_rows_add_shots(px_rows *rows, const char *path, int32_t shots, uint64_t seed, int64_t room, const px_tokenizer *tok,
-                            const px_row_options *options, const px_log *log, double *used, px_error *err) {
+                            const px_row_options *options, const px_log *log, px_shots *out, px_error *err) {
   px_row_options how = *options;
   px_rows from = {0};
   shot_list list = {0};
-  *used = 0;
+  *out = (px_shots){0};
   if (shots < 1) return px_fail(err, PX_INVALID, "--shots must be at least 1");
   how.no_bos = how.no_end = true;
   how.keep_text = false;
   how.max_row_tokens = 0; /* what does not fit is left out row by row */
   PX_TRY(px_rows_read(path, tok, &how, log, &from, err));
   px_status status = collect(&from, shots, seed, tok, &list, err);
-  if (status == PX_OK) status = insert(rows, &list, room, tok ? px_tokenizer_info_get(tok)->bos : -1, used, err);
+  if (status == PX_OK) status = insert(rows, &list, room, tok ? px_tokenizer_info_get(tok)->bos : -1, &out->used, err);
+  out->gaps = list.gaps;
   px_ids_free(&list.ids);
   free(list.ends);
   px_rows_free(&from);

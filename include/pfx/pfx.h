@@ -434,7 +434,8 @@ typedef struct pfx_eval_options {
   bool append;                /* the files keep the lines that they hold */
   const char *items_out;      /* file for what each generated text adds to the scores, JSON Lines: adapter, lines, prompt,
                                  prediction, references, bleu, chrf, rouge_l, exact_match (docs/compare.md); NULL: none */
-  const char *shots_data;     /* file of examples that are put before every row (in-context learning); NULL: none */
+  const char *shots_data;     /* file of examples that are put before every row (in-context learning), an empty line behind each
+                                 that no end token closes; such a line then ends generated texts too; NULL: none */
   int32_t shots;              /* how many, fewer where the context is full */
   uint64_t shots_seed;        /* which */
   pfx_eval_costs *costs;      /* filled; NULL: not wanted */
