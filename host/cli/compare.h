@@ -187,7 +187,7 @@ int compare_child(const compare_args *args, const char *log, void (*tick)(void *
 
 /* ---- compare_job.c ---- */
 
-/* The result of the piece of work `name`, from DIR/work/NAME.json, or by doing it and keeping it: an object with "seconds" and
+/* The result of the piece of work `name`, from DIR/jobs/NAME.json, or by doing it and keeping it: an object with "seconds" and
  * either "result" (what the program printed) or "failure" (a text). NULL: the comparison cannot go on, c->code says why. */
 const json_t *compare_job(compare *c, const char *name, const compare_args *args, const char *progress_folder, const char *doing);
 /* Arguments that train and eval share; model NULL: --model. */

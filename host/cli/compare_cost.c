@@ -109,7 +109,7 @@ static json_t *measure_all(compare *c) {
 }
 
 int compare_costs(compare *c) {
-  const char *path = compare_printf("%s/work/token_costs.json", c->work);
+  const char *path = compare_printf("%s/jobs/token_costs.json", c->work);
   json_t *costs = c->generate ? compare_read_json(path) : NULL;
   if (c->generate && !costs) {
     costs = measure_all(c);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * A piece of work is one program whose result is kept in DIR/work/NAME.json: an interrupted comparison does what is left. */
+ * A piece of work is one program whose result is kept in DIR/jobs/NAME.json: an interrupted comparison does what is left. */
 #include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -134,7 +134,7 @@ static json_t *conclude(compare *c, const char *name, const char *path, const co
 }
 
 const json_t *compare_job(compare *c, const char *name, const compare_args *args, const char *progress_folder, const char *doing) {
-  char *path = compare_printf("%s/work/%s.json", c->work, name), *log = compare_printf("%s/work/%s.log", c->work, name);
+  char *path = compare_printf("%s/jobs/%s.json", c->work, name), *log = compare_printf("%s/jobs/%s.log", c->work, name);
   compare_ended ended;
   watched w = {.c = c, .doing = doing, .started = compare_clock(), .metrics = progress_folder ? compare_printf("%s/metrics.jsonl", progress_folder) : NULL};
   json_t *known = kept(c, path, name);

@@ -107,7 +107,7 @@ static int unreadable(compare *c, const char *path) {
 int compare_evaluate(compare *c, const char *name, const char *folder, const char *data, bool texts, int32_t shots, compare_measured *out) {
   compare_args args = {0};
   bool is_model = folder && compare_exists(compare_printf("%s/config.json", folder)) && !compare_exists(compare_printf("%s/adapter_config.json", folder));
-  const char *rows = compare_printf("%s/work/%s.rows.jsonl", c->work, name), *items = compare_printf("%s/work/%s.items.jsonl", c->work, name);
+  const char *rows = compare_printf("%s/jobs/%s.rows.jsonl", c->work, name), *items = compare_printf("%s/jobs/%s.items.jsonl", c->work, name);
   compare_arg(&args, "eval");
   compare_common_args(c, &args, is_model ? folder : NULL);
   compare_arg2(&args, "--data", data);

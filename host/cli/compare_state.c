@@ -167,7 +167,7 @@ int compare_state_open(compare *c) {
   } else {
     code = compare_state_save(c);
   }
-  return code ? code : compare_make_folder(compare_printf("%s/work", c->work));
+  return code ? code : compare_make_folder(compare_printf("%s/jobs", c->work));
 }
 
 int compare_state_save(compare *c) {

@@ -198,7 +198,7 @@ class Methods(CompareCase):
         self.wait_for_steps(process, "big/runs/prefix-4_usual_seed0")
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
-        self.assertFalse(os.path.exists("big/work/prefix-2_usual_seed0.json"))  # memory may be there another time
+        self.assertFalse(os.path.exists("big/jobs/prefix-2_usual_seed0.json"))  # memory may be there another time
         self.assertEqual(process.returncode, 130)
 
     @staticmethod
@@ -241,9 +241,9 @@ class Interrupted(Methods):
         self.assertTrue(err.endswith("pfx: stopped; what is done is kept in which\npfx: go on with the same command\n"), err)
         state = read_safetensors("which/runs/prefix-3_usual_seed0/checkpoint/pfx_state.safetensors")[1]
         self.assertGreater(int(state["step"]), 0)  # the run was told to save
-        done = os.stat("which/work/prefix-2_usual_seed0.json").st_mtime_ns
+        done = os.stat("which/jobs/prefix-2_usual_seed0.json").st_mtime_ns
         self.same_as_undisturbed()
-        self.assertEqual(os.stat("which/work/prefix-2_usual_seed0.json").st_mtime_ns, done)  # nothing is done twice
+        self.assertEqual(os.stat("which/jobs/prefix-2_usual_seed0.json").st_mtime_ns, done)  # nothing is done twice
 
     def test_kill(self):
         process = self.start(*self.long)
@@ -332,9 +332,9 @@ class Refused(CompareCase):
         match = re.search(r"pfx: --budget 0.01s is too small for one step: measuring the frozen model and timing the methods took \S+ \w+, and one "
                           r"step of every run with its evaluation takes about \S+ \w+ more; give at least (\d+)s, or fewer methods or seeds\n$", err)
         self.assertTrue(match, err)
-        measured = os.stat("which/work/zero-shot.test.json").st_mtime_ns
+        measured = os.stat("which/jobs/zero-shot.test.json").st_mtime_ns
         self.pfx(*args, "--budget", f"{int(match.group(1)) + 5}s", "--quiet")
-        self.assertEqual(os.stat("which/work/zero-shot.test.json").st_mtime_ns, measured)
+        self.assertEqual(os.stat("which/jobs/zero-shot.test.json").st_mtime_ns, measured)
 
     def test_a_disk_that_is_full(self):
         out, err = self.pfx(*self.quick, "--budget", "2steps", "--quiet", code=1,
