@@ -412,12 +412,6 @@ static void close_run(px_run *run) {
   px_arena_free(&run->arena);
 }
 
-static int64_t trainable(const px_tune *tune) {
-  int64_t count = 0;
-  for (int i = 0; tune && i < tune->param_count; i++) count += tune->params[i].count;
-  return count;
-}
-
 static void fill_result(const px_run *run, px_train_result *r) {
   const px_run_state *s = &run->state;
   double seconds = run->started > 0 ? px_clock() - run->started : 0;
@@ -433,7 +427,7 @@ static void fill_result(const px_run *run, px_train_result *r) {
                          .peak_bytes = px_peak_bytes(),
                          .finished = s->step >= run->options.steps || s->early_stopped,
                          .early_stopped = s->early_stopped,
-                         .trainable = trainable(run->tune)};
+                         .trainable = run->tune ? px_tune_trainable(run->tune) : 0};
 }
 
 static const px_train_callbacks silent = {0};
