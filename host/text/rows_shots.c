@@ -56,9 +56,9 @@ static px_status collect(const px_rows *from, int32_t shots, uint64_t seed, cons
   return status;
 }
 
-/* Tokens that row r gets. */
-static size_t fitting(const px_rows *rows, size_t r, const shot_list *shots, int64_t room, int32_t *count) {
-  int64_t left = room - (int64_t)(rows->offsets[r + 1] - rows->offsets[r]);
+/* Tokens that a row of so many gets. */
+static size_t fitting(const shot_list *shots, uint64_t row_tokens, int64_t room, int32_t *count) {
+  int64_t left = room - (int64_t)row_tokens;
   *count = 0;
   while (*count < shots->count && (int64_t)shots->ends[*count] <= left) ++*count;
   return *count ? shots->ends[*count - 1] : 0;
@@ -68,7 +68,7 @@ static size_t fitting(const px_rows *rows, size_t r, const shot_list *shots, int
 static px_status insert(px_rows *rows, const shot_list *shots, int64_t room, int32_t bos, double *used, px_error *err) {
   uint64_t total = rows->offsets[rows->count], at = 0, taken = 0;
   int32_t count;
-  for (size_t r = 0; r < rows->count; r++) total += fitting(rows, r, shots, room, &count);
+  for (size_t r = 0; r < rows->count; r++) total += fitting(shots, rows->offsets[r + 1] - rows->offsets[r], room, &count);
   int32_t *ids = px_calloc(total, sizeof *ids);
   uint8_t *scores = px_calloc(total / 8 + 1, 1);
   if (!ids || !scores) {
@@ -80,7 +80,7 @@ static px_status insert(px_rows *rows, const shot_list *shots, int64_t room, int
   uint64_t begin = 0;
   for (size_t r = 0; r < rows->count; r++) {
     uint64_t end = rows->offsets[r + 1], lead = begin < end && bos >= 0 && rows->ids[begin] == bos;
-    size_t added = fitting(rows, r, shots, room, &count), start = at;
+    size_t added = fitting(shots, end - begin, room, &count), start = at;
     taken += (uint64_t)count;
     if (lead) ids[at++] = rows->ids[begin];
     for (size_t t = 0; t < added; t++) ids[at++] = shots->ids.data[t];
