@@ -60,6 +60,7 @@ static void print_result(const char *adapter, const pfx_eval_result *r) {
       score_json("decode_seconds", costs.decode_seconds);
     }
     if (o.shots_data) score_json("shots", costs.shots);
+    score_json("loss_seconds", costs.loss_seconds);
     printf(", \"peak_bytes\": %llu}\n", (unsigned long long)cli_peak_bytes());
   } else {
     printf("%-28s loss %.4f  perplexity %.2f  (%lld tokens of %lld rows)\n", adapter ? adapter : "frozen model", r->loss, r->perplexity,

@@ -321,5 +321,5 @@ void compare_figure_bars(FILE *out, const compare *c) {
   bars(out, c, train_seconds, compare_show_seconds, "Time to train", "Seconds of training in one run, without start and validation.");
   bars(out, c, peak, compare_show_bytes, "Peak memory",
        c->versions ? "Of the program that measured it." : "Of the training program; for the untouched model, of the one that measured it.");
-  bars(out, c, token, milliseconds, "Time of a generated token", "One prompt at a time, all methods by turns; the fastest of five rounds.");
+  bars(out, c, token, milliseconds, "Time of a generated token", "One prompt at a time, all methods by turns; the fastest of up to five rounds.");
 }

@@ -7,7 +7,7 @@
 #include "cli/compare.h"
 
 enum { TIMED_STEPS = 6, VALIDATIONS = 10 };
-static const double safety = 0.95;
+static const double safety = 0.95; /* the rest is for what is not foreseen, and for the cost of a token (compare_cost.c) */
 
 static void add_training_args(const compare *c, compare_args *a) {
   const compare_settings *s = &c->set;
@@ -48,7 +48,7 @@ int compare_baselines(compare *c) {
 }
 
 /* A few steps of the method: seconds a step (the median, because the first ones warm up) and seconds to start. */
-static int time_method(compare *c, compare_method *m, double valid_seconds) {
+static int time_method(compare *c, compare_method *m, double validations) {
   compare_args args = {0};
   const char *folder = compare_printf("%s/timing/%s", c->work, m->slug);
   add_training_args(c, &args);
@@ -74,7 +74,7 @@ static int time_method(compare *c, compare_method *m, double valid_seconds) {
     seconds[at] = step;
   }
   m->step_seconds = seconds[n / 2];
-  m->start_seconds = json_number_value(json_object_get(job, "seconds")) - r.seconds - valid_seconds;
+  m->start_seconds = json_number_value(json_object_get(job, "seconds")) - r.seconds - validations;
   if (m->start_seconds < 0) m->start_seconds = 0;
   return 0;
 }
@@ -92,9 +92,14 @@ static int too_small(compare *c, double least) {
   return c->code = 2;
 }
 
+/* Of one validation: start and model are not loaded again for it. */
+static double valid_seconds(const compare *c) {
+  return json_number_value(json_object_get(json_object_get(json_object_get(c->jobs, "zero-shot.valid"), "result"), "loss_seconds"));
+}
+
 /* Seconds of everything but steps, and of one step in every run. */
 static void add_up(const compare *c, double *fixed, double *step) {
-  double test = job_seconds(c, "zero-shot.test"), retain = job_seconds(c, "zero-shot.retain"), valid = job_seconds(c, "zero-shot.valid");
+  double test = job_seconds(c, "zero-shot.test"), retain = job_seconds(c, "zero-shot.retain"), valid = valid_seconds(c);
   *fixed = *step = 0;
   for (int i = 0; i < c->method_count; i++) {
     const compare_method *m = &c->methods[i];
@@ -106,12 +111,13 @@ static void add_up(const compare *c, double *fixed, double *step) {
 }
 
 static int plan_time(compare *c, double budget) {
-  double valid = job_seconds(c, "zero-shot.valid"), fixed, step;
-  c->plan.spent_seconds = job_seconds(c, "zero-shot.test") + job_seconds(c, "zero-shot.retain") + valid + job_seconds(c, "in-context.test");
+  double fixed, step;
+  c->plan.spent_seconds = job_seconds(c, "zero-shot.test") + job_seconds(c, "zero-shot.retain") + job_seconds(c, "zero-shot.valid") +
+                          job_seconds(c, "in-context.test");
   for (int i = 0; i < c->method_count; i++) {
     compare_method *m = &c->methods[i];
     if (m->kind != COMPARE_TUNED) continue;
-    if (time_method(c, m, 2 * valid)) return c->code;
+    if (time_method(c, m, 2 * valid_seconds(c))) return c->code;
     c->plan.spent_seconds += job_seconds(c, compare_printf("%s.timing", m->slug));
   }
   add_up(c, &fixed, &step);

@@ -284,7 +284,7 @@ class Refused(CompareCase):
 
     def test_parts(self):
         out, err = self.pfx(*self.args, "--tune", "wonder:3", "--out", "which", code=2)
-        self.assertRegex(err, r'^pfx: --tune wonder:3: "wonder" is not known')
+        self.assertRegex(err, r'^pfx: --tune wonder:3: there is no part "wonder"; did you mean ')
         self.assertFalse(os.path.exists("which"))
 
     def test_files(self):
