@@ -138,7 +138,7 @@ static int run(int argc, char **argv) {
 const cli_command cli_compare = {
     .name = "compare",
     .summary = "which way to tune is best for your task? trains, measures, reports",
-    .usage = "--model MODEL --data FILE --valid FILE --test FILE --tune PARTS... --out FOLDER [OPTIONS]",
+    .usage = "--model MODEL --data FILE --valid FILE --test FILE --tune PARTS --out FOLDER",
     .text = "Trains every method on the same rows in the same order and measures it on --test, beside\n"
             "the frozen model without examples (zero-shot) and with examples in its prompt\n"
             "(in-context). FOLDER/report.html says which to take, why, and how sure that is.\n"

@@ -6,7 +6,7 @@
 
 static pfx_eval_options o;
 static cli_list adapters;
-static bool force, no_frozen;
+static bool force, no_frozen, with_costs;
 static pfx_eval_costs costs;
 
 static const cli_option options[] = {
@@ -23,6 +23,7 @@ static const cli_option options[] = {
     {CLI_TEXT, "shots-from", "FILE", "Put rows of this file as examples before every row (in-context learning).", NULL, &o.shots_data, NULL},
     {CLI_INT32, "shots", "K", "How many examples; fewer where the context is full.", "4", &o.shots, NULL},
     {CLI_SEED, "seed", "N", "Which examples.", "0", &o.shots_seed, NULL},
+    {CLI_FLAG, "costs", NULL, "With --json: also seconds, generated tokens and peak memory.", NULL, &with_costs, NULL},
     {CLI_FLAG, "force", NULL, "Use adapters that were trained on other weights.", NULL, &force, NULL},
     CLI_DATA_OPTIONS(o.rows),
     CLI_COMMON_OPTIONS,
@@ -37,6 +38,15 @@ static void progress(void *user, int64_t done, int64_t all) {
 static void score_json(const char *name, double value) {
   printf(", \"%s\": ", name);
   cli_json_number(stdout, value);
+}
+
+/* Apart from the rest, which is the same each time. */
+static void print_costs(void) {
+  score_json("loss_seconds", costs.loss_seconds);
+  score_json("prefill_seconds", costs.prefill_seconds);
+  score_json("decode_seconds", costs.decode_seconds);
+  printf(", \"prompt_tokens\": %lld, \"new_tokens\": %lld, \"peak_bytes\": %llu", (long long)costs.prompt_tokens, (long long)costs.new_tokens,
+         (unsigned long long)cli_peak_bytes());
 }
 
 static void print_result(const char *adapter, const pfx_eval_result *r) {
@@ -54,14 +64,11 @@ static void print_result(const char *adapter, const pfx_eval_result *r) {
       score_json("chrf", r->chrf);
       score_json("rouge_l", r->rouge_l);
       score_json("exact_match", r->exact_match);
-      printf(", \"items\": %lld, \"prompt_tokens\": %lld, \"new_tokens\": %lld", (long long)r->items, (long long)costs.prompt_tokens,
-             (long long)costs.new_tokens);
-      score_json("prefill_seconds", costs.prefill_seconds);
-      score_json("decode_seconds", costs.decode_seconds);
+      printf(", \"items\": %lld", (long long)r->items);
     }
     if (o.shots_data) score_json("shots", costs.shots);
-    score_json("loss_seconds", costs.loss_seconds);
-    printf(", \"peak_bytes\": %llu}\n", (unsigned long long)cli_peak_bytes());
+    if (with_costs) print_costs();
+    printf("}\n");
   } else {
     printf("%-28s loss %.4f  perplexity %.2f  (%lld tokens of %lld rows)\n", adapter ? adapter : "frozen model", r->loss, r->perplexity,
            (long long)r->tokens, (long long)r->rows);

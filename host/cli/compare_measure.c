@@ -116,6 +116,7 @@ int compare_evaluate(compare *c, const char *name, const char *folder, const cha
     compare_arg(&args, "--no-frozen");
     if (c->set.force) compare_arg(&args, "--force");
   }
+  compare_arg(&args, "--costs");
   compare_arg2(&args, "--rows", rows);
   if (texts) {
     compare_arg(&args, "--generate");
