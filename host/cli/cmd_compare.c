@@ -100,6 +100,10 @@ static int compare_methods(compare *c) {
   for (int i = 0; i < c->set.tunes.count && !code; i++) code = compare_add_tune(c, c->set.tunes.items[i]);
   if (!code) code = compare_state_open(c);
   if (!code) compare_share_row_limit(c);
+  if (!code) {
+    c->seen_test = compare_overlap(c->set.test, c->set.data);
+    c->seen_valid = c->set.valid ? compare_overlap(c->set.valid, c->set.data) : 0;
+  }
   if (!code) code = compare_make_folder(compare_printf("%s/runs", c->work));
   if (!code) code = compare_baselines(c);
   if (!code) code = compare_make_plan(c);

@@ -13,6 +13,7 @@
  *   compare_measure.c   files of a run -> numbers
  *   compare_cost.c      seconds a generated token
  *   compare_stats.c     resampling
+ *   compare_overlap.c   rows that stand in two files
  *   compare_verdict.c   numbers -> sentences
  *   compare_output.c    results.json, results.csv, the table
  *   compare_report.c    report.html, with compare_page.c (text, style) and compare_figures.c (pictures)
@@ -124,6 +125,7 @@ typedef struct compare {
   const char *work;           /* folder of everything: --out, or a temporary one */
   int64_t context;
   int32_t row_tokens;         /* the limit that all methods share; 0: each its own */
+  size_t seen_test, seen_valid; /* rows of --test and --valid that stand in --data too */
   double zero_valid;          /* loss of the frozen model on --valid; NaN: not measured */
   int lock, code;             /* code: the exit code of what failed, with its message printed */
   double started;
@@ -154,6 +156,11 @@ json_t *compare_read_json(const char *path);
 /* Bytes of what a run leaves to use: everything but checkpoint/, run.json and metrics.jsonl. */
 int64_t compare_folder_bytes(const char *folder);
 void compare_remove_folder(const char *folder);
+
+/* ---- compare_overlap.c ---- */
+
+/* Lines of `path` that stand in `other` too, byte for byte. */
+size_t compare_overlap(const char *path, const char *other);
 
 /* ---- compare_methods.c ---- */
 

@@ -173,5 +173,7 @@ int compare_make_plan(compare *c) {
     else
       fprintf(stderr, "pfx: plan: %lld steps a run\n", (long long)p->steps);
   }
-  return c->code = compare_state_save(c);
+  c->code = compare_state_save(c);
+  if (!c->code) compare_remove_folder(compare_printf("%s/timing", c->work)); /* what it said is in the plan */
+  return c->code;
 }

@@ -45,6 +45,8 @@ static int choose_rate(compare *c, compare_method *m) {
     return 0;
   }
   m->best_rate = best->rate;
+  for (int i = 0; i < searched; i++) /* of a run that is not gone on with only the adapter stays: all weights take room */
+    if (&m->runs[i] != best) compare_remove_folder(compare_printf("%s/checkpoint", m->runs[i].folder));
   best->chosen = true;
   return c->code = compare_state_save(c);
 }

@@ -115,6 +115,11 @@ static void warnings(const compare *c, sentences *s) {
     if (still_learning(m)) learning = joined(learning, m->label);
     if (m->searched && m->best_rate != 1) edges = joined(edges, compare_printf("%s (%s)", m->label, m->best_rate == 0 ? "the smallest" : "the largest"));
   }
+  if (c->seen_test)
+    say(s, compare_printf("%zu of the test rows stand in --data too: what trains on them looks better here than it will be.", c->seen_test));
+  if (c->seen_valid)
+    say(s, compare_printf("%zu of the validation rows stand in --data too: the learning rate and the best moment were chosen on rows that were seen.",
+                          c->seen_valid));
   if (*learning) say(s, compare_printf("Still getting better when the steps ended: %s. A longer --budget may change the answer.", learning));
   if (*edges) say(s, compare_printf("The best learning rate was at an end of the three that were tried: %s. Name others with lr= to look further.", edges));
 }

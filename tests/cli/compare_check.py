@@ -190,15 +190,23 @@ class Methods(CompareCase):
             self.assertNotIn(mark, page.replace("</pre></dd>", "").replace("</pre><dl>", ""))
         self.assertIn("&lt;/pre&gt;&lt;script&gt;x()&lt;/script&gt;&amp;&quot;&#39;&lt;b&gt;0", page)
 
+    def test_rows_that_were_trained_on(self):
+        write_rows("test.jsonl", pairs(20, 3)[:5] + pairs(60, 1)[:3])
+        write("valid.jsonl", read("train.jsonl"))
+        self.pfx(*self.quick, "--budget", "2steps", "--no-generate", "--quiet")
+        said = "\n".join(self.results()["verdict"])
+        self.assertIn("3 of the test rows stand in --data too: ", said)
+        self.assertIn("60 of the validation rows stand in --data too: ", said)
+
     def test_a_time(self):
-        out, err = self.pfx(*self.quick, "--budget", "25s", "--no-generate")
+        out, err = self.pfx(*self.quick, "--budget", "12s", "--no-generate")
         match = re.search(r"pfx: plan: (\d+) steps a run, about (\S+ \w+) in all \((\S+ \w+) are spent\)\n", err)
         self.assertTrue(match, err)
         plan = json.loads(read("which/compare.json"))["plan"]
         self.assertEqual(plan["steps"], int(match.group(1)))
-        self.assertTrue(plan["steps"] > 6 and 15 < plan["expected_seconds"] <= 25, plan)
+        self.assertTrue(plan["steps"] > 6 and 8 < plan["expected_seconds"] <= 12, plan)
         self.assertEqual(self.results()["methods"][2]["runs"][0]["steps"], plan["steps"])
-        self.assertEqual(self.pfx(*self.quick, "--budget", "25s", "--no-generate")[1], "")  # what was planned is kept
+        self.assertEqual(self.pfx(*self.quick, "--budget", "12s", "--no-generate")[1], "")  # what was planned is kept
 
 
 class Interrupted(CompareCase):
