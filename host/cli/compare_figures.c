@@ -149,24 +149,34 @@ typedef struct placed {
   int count;
 } placed;
 
-/* Beside its point where it covers nothing, in one of a few places; else where it covers least. */
-static void name_point(FILE *out, placed *p, const char *label, double x, double y) {
-  static const double places[][2] = {{9, 4}, {-9, 4}, {9, -9}, {9, 17}, {-9, -9}, {-9, 17}, {0, -14}, {0, 24}, {9, 30}, {9, -22}};
+/* Where the name stands, `far` away from its point in one of eight directions. */
+static box place_of(double x, double y, double w, double far, int direction) {
+  static const double ways[8][2] = {{1, 0}, {-1, 0}, {0.8, -0.8}, {0.8, 0.8}, {-0.8, -0.8}, {-0.8, 0.8}, {0, -1}, {0, 1}};
+  double dx = ways[direction][0] * far, dy = ways[direction][1] * far;
+  return (box){dx > 0 ? x + dx : dx < 0 ? x + dx - w : x - w / 2, y + dy - 7 + (dy > 0 ? 4 : dy < 0 ? -4 : 0), w, 14};
+}
+
+/* Beside its point where it covers nothing, further away with a line to it where that is full, else where it covers least. */
+static void name_point(FILE *out, placed *p, const char *label, double x, double y, bool is_point) {
   const char *text = compare_short(label, 26);
-  double w = 7.2 * (double)strlen(text), best_x = 0, best_y = 0;
+  double w = 7.2 * (double)strlen(text), way = 0;
+  box best = {0};
   int least = 1 << 20;
-  for (size_t i = 0; i < sizeof places / sizeof *places && least; i++) {
-    double dx = places[i][0];
-    box b = {dx > 0 ? x + dx : dx < 0 ? x + dx - w : x - w / 2, y + places[i][1] - 11, w, 14};
+  for (int i = 0; i < 8 * 8 && least; i++) {
+    double far = 9 + 12 * (i / 8);
+    box b = place_of(x, y, w, far, i % 8);
     int covered = (b.x < LEFT || b.x + w > WIDTH || b.y < 0 || b.y + 14 > HEIGHT - BOTTOM) * 8;
     for (int k = 0; k < p->count; k++) covered += overlap(&b, &p->boxes[k]);
     if (covered >= least) continue;
     least = covered;
-    best_x = b.x;
-    best_y = b.y;
+    best = b;
+    way = far;
   }
-  p->boxes[p->count++] = (box){best_x, best_y, w, 14};
-  fprintf(out, "<text class=\"name\" x=\"%.1f\" y=\"%.1f\">", best_x, best_y + 11);
+  if (is_point && way > 20)
+    fprintf(out, "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"var(--soft)\" stroke-width=\".7\"/>", x, y,
+            best.x > x ? best.x - 1 : best.x + w < x ? best.x + w + 1 : x, best.y > y ? best.y + 2 : best.y + 14 < y ? best.y + 13 : best.y + 7);
+  p->boxes[p->count++] = best;
+  fprintf(out, "<text class=\"name\" x=\"%.1f\" y=\"%.1f\">", best.x, best.y + 11);
   compare_html(out, text);
   fputs("</text>", out);
 }
@@ -202,9 +212,9 @@ static void names(FILE *out, const compare *c, const axis *x, const axis *y, dou
     const compare_method *m = &c->methods[i];
     if (!m->seeds || !isfinite(m->values[metric])) continue;
     if (m->kind != COMPARE_TUNED)
-      name_point(out, p, m->label, LEFT - 4, at_y(y, m->values[metric]) - 5);
+      name_point(out, p, m->label, LEFT - 4, at_y(y, m->values[metric]) - 8, false);
     else if (isfinite(x_of(m)))
-      name_point(out, p, m->label, at_x(x, x_of(m)), at_y(y, m->values[metric]));
+      name_point(out, p, m->label, at_x(x, x_of(m)), at_y(y, m->values[metric]), true);
   }
 }
 

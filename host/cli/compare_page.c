@@ -95,7 +95,7 @@ static const char style[] =
     "--accent:#86a8ff;--good:#6fd3a1;--good-back:#17332a;--bad:#ff9d94;--bad-back:#3d2020;--mark:#3d3518;"
     "--c0:#9aa4b5;--c1:#d9a860;--c2:#86a8ff;--c3:#56cfae;--c4:#e88bd4;--c5:#ff9c5e;--c6:#ac95ff;--c7:#6ec6ea;--c8:#c6d45f;--c9:#ff8494}}"
     "*{box-sizing:border-box}html{-webkit-text-size-adjust:100%}"
-    "body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}"
+    "body{margin:0;background:var(--page);color:var(--ink);font:1rem/1.55 system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}"
     "main{max-width:1160px;margin:0 auto;padding:2.2rem 1.2rem 4rem}"
     "h1{font-size:1.05rem;font-weight:600;color:var(--soft);margin:0 0 1.4rem}h1,h2,p,li{overflow-wrap:anywhere}"
     "h2{font-size:1.25rem;margin:2.8rem 0 .4rem;letter-spacing:-.01em}h3{font-size:1rem;margin:0 0 .2rem}"
@@ -108,11 +108,11 @@ static const char style[] =
     ".tile b{display:block;font-size:1.35rem;font-weight:650;letter-spacing:-.02em;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:.84rem}"
     ".wide{overflow-x:auto;border:1px solid var(--line);border-radius:12px;background:var(--card);margin:.8rem 0}"
     "table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.84rem}"
-    "th,td{padding:.45rem .5rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap;vertical-align:top}"
-    "th{color:var(--soft);font-weight:600;font-size:.76rem;vertical-align:bottom;white-space:normal}tr:last-child td{border-bottom:0}"
+    "th,td{padding:.45rem .36rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap;vertical-align:top}"
+    "th{color:var(--soft);font-weight:600;font-size:.76rem;vertical-align:bottom}tr:last-child td{border-bottom:0}"
     "th:first-child,td:first-child{text-align:left;white-space:normal;min-width:8.5rem;position:sticky;left:0;background:var(--card)}"
     "td.text,th.text{text-align:left;white-space:normal}tr.pick td{background:var(--good-back)}"
-    "td small{display:block;color:var(--soft)}.dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.5em}"
+    "td small{display:block;color:var(--soft);font-size:.95em}.dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.5em}"
     ".tag{display:inline-block;font-size:.74rem;font-weight:600;padding:.05rem .5rem;border-radius:99px;background:var(--good-back);color:var(--good);margin-left:.45rem}"
     ".tag.plain{background:var(--grid);color:var(--soft)}.tag.bad{background:var(--bad-back);color:var(--bad)}"
     ".good{color:var(--good)}.bad{color:var(--bad)}"
@@ -132,8 +132,8 @@ static const char style[] =
     "footer{margin-top:3rem;color:var(--soft);font-size:.84rem}"
     "@media(max-width:640px){main{padding:1.2rem .8rem 3rem}.card{padding:1rem}.verdict .answer{font-size:1.25rem}.sample dl{grid-template-columns:minmax(0,1fr);gap:.1rem}"
     ".sample dd{margin-bottom:.55rem}th,td{padding:.45rem .55rem}td:first-child,th:first-child{max-width:9.5rem;white-space:normal;overflow-wrap:anywhere}}"
-    "@media print{:root{color-scheme:light}body{background:#fff;font-size:11pt}main{max-width:none;padding:0}.wide{overflow:visible}table{font-size:7.6pt}"
-    "th,td{padding:.2rem .3rem;white-space:normal}figure,.card,.sample,tr{break-inside:avoid}h2{break-after:avoid}details::details-content{content-visibility:visible;block-size:auto}}";
+    "@media print{:root{color-scheme:light;font-size:11px}body{background:#fff}main{max-width:none;padding:0}.figures{grid-template-columns:1fr 1fr}.bars{grid-template-columns:1fr 1fr 1fr}.wide{overflow:visible}table{font-size:7.4pt}"
+    "th,td{padding:.25rem .3rem}figure,.card,.sample,tr{break-inside:avoid}h2{break-after:avoid}details::details-content{content-visibility:visible;block-size:auto}}";
 
 void compare_page_begin(FILE *out, const char *title) {
   fputs("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"

@@ -82,7 +82,7 @@ static void row_of(FILE *out, const compare *c, int i) {
   scores(out, c, m);
   if (!c->versions || c->set.retain)
     cell(out, !tuned && m->kind != COMPARE_VERSION ? "–" : isfinite(m->damage) ? compare_printf("%+.4f", m->damage) : "not measured",
-         isfinite(m->damage_low) ? compare_printf("%+.4f to %+.4f", m->damage_low, m->damage_high) : NULL);
+         isfinite(m->damage_low) ? compare_printf("%+.3f to %+.3f", m->damage_low, m->damage_high) : NULL);
   if (!c->versions) {
     cell(out, tuned ? compare_show_seconds(m->to_best) : "–",
          tuned && isfinite(c->zero_valid) ? isfinite(m->to_zero_shot) ? compare_show_seconds(m->to_zero_shot) : "never" : NULL);
@@ -100,9 +100,9 @@ static void table(FILE *out, const compare *c) {
                "<div class=\"wide\"><table><thead><tr><th>%s</th>",
           c->versions ? "version" : "method", c->versions ? "" : ", means over the seeds", c->versions ? "version" : "method");
   for (int k = 0; k < COMPARE_METRICS; k++)
-    if (k == COMPARE_LOSS || c->generate) fprintf(out, "<th>%s</th>", compare_metric_titles[k]);
+    if (k == COMPARE_LOSS || c->generate) fprintf(out, "<th>%s</th>", k == COMPARE_EXACT ? "exact<br>match" : compare_metric_titles[k]);
   if (!c->versions || c->set.retain) fputs("<th>damage</th>", out);
-  if (!c->versions) fputs("<th>time to adapt,<br>past zero-shot</th><th>tokens/s</th><th>trained,<br>on disk</th>", out);
+  if (!c->versions) fputs("<th>time to adapt<br>past zero-shot</th><th>tokens/s</th><th>trained<br>on disk</th>", out);
   fputs("<th>memory</th><th>a token</th></tr></thead><tbody>\n", out);
   for (int i = 0; i < c->method_count; i++) row_of(out, c, i);
   fputs("</tbody></table></div>\n", out);

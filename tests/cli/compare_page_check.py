@@ -120,7 +120,7 @@ class Page(command.CommandTest):
         return json.loads(html.unescape(seen.group(1)))
 
     def test_it_can_be_read_everywhere(self):
-        page = self.make("--tune", "prefix:1,2,3,4", "--tune", "prefix:2:init=zero:lr=0.01")
+        page = self.make("--tune", "prefix:1,2,3,4,6,8", "--tune", "prefix:2:init=zero:lr=0.01")
         tall = {}
         for width in (1200, 768, 390, 320):
             seen = self.look(page, width)
