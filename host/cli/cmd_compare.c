@@ -150,7 +150,7 @@ const cli_command cli_compare = {
             "versions that exist: what changed, whether it got better, and, with --fail-if-worse,\n"
             "an exit code for your tests.",
     .examples = "  pfx compare --model SmolLM2.gguf --data train.jsonl --valid valid.jsonl --test test.jsonl --retain other.jsonl \\\n"
-                "    --tune prefix:5,20,100 --budget 30m --out which\n"
+                "    --tune prefix:5,20,100 --tune prompt:20 --tune lora:8 --tune full --tune prefix:20+lora:8 --budget 2h --out which\n"
                 "  pfx compare --model SmolLM2.gguf --test test.jsonl --adapter v1 --adapter v2 --fail-if-worse\n",
     .run = run,
     .options = options,

@@ -86,12 +86,12 @@ const char *compare_tune_at(const char *tune, int rate) {
   pfx_error err = {0};
   pfx_tune_part part;
   int32_t parts = 1;
-  const char *out = "";
+  const char *out = "", *at = tune;
   for (int32_t i = 0; i < parts && pfx_tune_describe(tune, i, &part, &parts, &err) == PFX_OK; i++) {
-    size_t n = strcspn(tune, "+");
-    out = part.lr > 0 ? compare_printf("%s%s%.*s", out, i ? "+" : "", (int)n, tune)
-                      : compare_printf("%s%s%.*s:lr=%.6g", out, i ? "+" : "", (int)n, tune, part.usual_lr * compare_rates[rate]);
-    tune += n + (tune[n] == '+');
+    size_t n = strcspn(at, "+");
+    out = part.lr > 0 ? compare_printf("%s%s%.*s", out, i ? "+" : "", (int)n, at)
+                      : compare_printf("%s%s%.*s:lr=%.6g", out, i ? "+" : "", (int)n, at, part.usual_lr * compare_rates[rate]);
+    at += n + (at[n] == '+');
   }
   return out;
 }

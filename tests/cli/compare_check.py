@@ -148,6 +148,23 @@ class Methods(CompareCase):
         self.assertEqual((state["plan"]["steps"], state["settings"]["seeds"]), (20, 2))
         self.assertEqual(state["chosen"]["prefix:2:lr=0.02"], "prefix:2:lr=0.02")
 
+    def test_every_part(self):
+        """Each, and a hybrid whose parts are searched together; --lr auto writes a rate into every part that has none."""
+        tunes = ("prefix:2", "prompt:2", "lora:2", "ia3", "norm", "bias", "top:1", "full", "prefix:2+lora:2:lr=0.002")
+        self.pfx(*self.args, *(word for tune in tunes for word in ("--tune", tune)), "--seeds", "1", "--budget", "2steps", "--max-tokens", "3",
+                 "--out", "which", "--quiet")
+        methods = {m["method"]: m for m in self.results()["methods"]}
+        self.assertEqual(list(methods)[2:], list(tunes))
+        for tune in tunes:
+            m = methods[tune]
+            self.assertIsNone(m["failure"], tune)
+            for key in ("loss", "trainable", "disk_bytes", "peak_bytes", "token_ms", "seconds"):
+                self.assertGreater(m[key], 0, f"{tune} {key}")
+            chosen, = [run for run in m["runs"] if run["chosen"]]
+            self.assertAlmostEqual(m["loss"], self.loss("--adapter", chosen["folder"], "--no-frozen")["loss"], 9)
+        self.assertEqual([run["tune"] for run in methods[tunes[-1]]["runs"]], [f"prefix:2:lr={lr}+lora:2:lr=0.002" for lr in ("0.01", "0.03", "0.09")])
+        self.assertEqual(methods["full"]["trainable"], 247860)
+
     def test_shots_are_the_examples_in_front(self):
         """Rows of ids with the examples written out by hand have the same losses."""
         write_rows("one.jsonl", [{"ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}])
@@ -280,6 +297,8 @@ class Refused(CompareCase):
                 ([*base, *tune, "--lr", "usual", "--seeds", "0"], "--seeds must be from 1 to 32"),
                 ([*base, *tune, "--lr", "usual", "--shots", "-1"], "--shots must not be negative"),
                 ([*base, *tune, *tune, "--lr", "usual"], "--tune prefix:2 is given twice"),
+                ([*base, "--tune", "prefix:2,3+lora:1,4:targets=q,v", "--tune", "prefix:3+lora:4:targets=q,v", "--lr", "usual"],
+                 "--tune prefix:3+lora:4:targets=q,v is given twice"),
                 ([*base, "--tune", "prefix:2,,3", "--lr", "usual"], "--tune prefix:2,,3: the list of sizes has an empty place"),
                 ([*base, *tune, "--lr", "usual", "--fail-if-worse"], "--fail-if-worse is for versions: it needs --adapter"),
                 ([*base, *tune, "--lr", "usual", "--no-generate", "--metric", "bleu"], "--metric bleu needs texts: leave --no-generate out"),
