@@ -107,7 +107,7 @@ pfx_status pfx_trainer_run_wait(pfx_trainer *t, pfx_train_result *result, pfx_er
   *result = (pfx_train_result){.step = r.step, .steps = r.steps, .best_step = r.best_step, .first_valid_loss = r.first_valid_loss,
                                .best_valid_loss = r.best_valid_loss, .last_valid_loss = r.last_valid_loss, .last_loss = r.last_loss,
                                .seconds = r.seconds, .tokens_per_s = r.tokens_per_s, .peak_bytes = r.peak_bytes, .finished = r.finished,
-                               .early_stopped = r.early_stopped};
+                               .early_stopped = r.early_stopped, .trainable = r.trainable};
   return px_api_status(status);
 }
 

@@ -45,7 +45,7 @@ typedef struct cli_command {
   const cli_option *options;  /* ended by a zero entry */
 } cli_command;
 
-extern const cli_command cli_train, cli_generate, cli_eval, cli_inspect, cli_check, cli_tokenize, cli_probe, cli_merge;
+extern const cli_command cli_train, cli_generate, cli_eval, cli_compare, cli_inspect, cli_check, cli_tokenize, cli_probe, cli_merge;
 /* NULL-terminated, in the order of the help. */
 extern const cli_command *const cli_commands[];
 
@@ -86,6 +86,8 @@ bool cli_stopped(void *user);
 
 /* One line that is rewritten on a terminal, a line every few seconds elsewhere; nothing with --quiet or --json. */
 void cli_status(bool last, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* The most memory that this program has held so far. */
+uint64_t cli_peak_bytes(void);
 /* Writes text as a JSON string; bytes that are no UTF-8 become U+FFFD. */
 void cli_json_text(FILE *out, const char *text, size_t bytes);
 /* A number, or null where it is none. */

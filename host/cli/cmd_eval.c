@@ -6,7 +6,8 @@
 
 static pfx_eval_options o;
 static cli_list adapters;
-static bool force;
+static bool force, no_frozen, with_costs;
+static pfx_eval_costs costs;
 
 static const cli_option options[] = {
     {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},
@@ -17,6 +18,12 @@ static const cli_option options[] = {
     {CLI_INT32, "max-tokens", "N", "Longest generated text in tokens.", "128", &o.max_tokens, NULL},
     {CLI_TEXT, "predictions", "FILE", "Write the texts of every adapter given, or else of the frozen model: JSON Lines with adapter, prompt, prediction, references.", NULL, &o.predictions, NULL},
     {CLI_TEXT, "rows", "FILE", "Write line, loss, tokens and text of every row, for every adapter given, or else the frozen model: JSON Lines.", NULL, &o.rows_out, NULL},
+    {CLI_TEXT, "items", "FILE", "Write what the text of every prompt adds to the scores, for every adapter given, or else the frozen model: JSON Lines.", NULL, &o.items_out, NULL},
+    {CLI_FLAG, "no-frozen", NULL, "Measure the adapters alone, not the frozen model beside them.", NULL, &no_frozen, NULL},
+    {CLI_TEXT, "shots-from", "FILE", "Put rows of this file as examples before every row (in-context learning).", NULL, &o.shots_data, NULL},
+    {CLI_INT32, "shots", "K", "How many examples; fewer where the context is full.", "4", &o.shots, NULL},
+    {CLI_SEED, "seed", "N", "Which examples.", "0", &o.shots_seed, NULL},
+    {CLI_FLAG, "costs", NULL, "With --json: also seconds, generated tokens and peak memory.", NULL, &with_costs, NULL},
     {CLI_FLAG, "force", NULL, "Use adapters that were trained on other weights.", NULL, &force, NULL},
     CLI_DATA_OPTIONS(o.rows),
     CLI_COMMON_OPTIONS,
@@ -31,6 +38,15 @@ static void progress(void *user, int64_t done, int64_t all) {
 static void score_json(const char *name, double value) {
   printf(", \"%s\": ", name);
   cli_json_number(stdout, value);
+}
+
+/* Apart from the rest, which is the same each time. */
+static void print_costs(void) {
+  score_json("loss_seconds", costs.loss_seconds);
+  score_json("prefill_seconds", costs.prefill_seconds);
+  score_json("decode_seconds", costs.decode_seconds);
+  printf(", \"prompt_tokens\": %lld, \"new_tokens\": %lld, \"peak_bytes\": %llu", (long long)costs.prompt_tokens, (long long)costs.new_tokens,
+         (unsigned long long)cli_peak_bytes());
 }
 
 static void print_result(const char *adapter, const pfx_eval_result *r) {
@@ -50,6 +66,8 @@ static void print_result(const char *adapter, const pfx_eval_result *r) {
       score_json("exact_match", r->exact_match);
       printf(", \"items\": %lld", (long long)r->items);
     }
+    if (o.shots_data) score_json("shots", costs.shots);
+    if (with_costs) print_costs();
     printf("}\n");
   } else {
     printf("%-28s loss %.4f  perplexity %.2f  (%lld tokens of %lld rows)\n", adapter ? adapter : "frozen model", r->loss, r->perplexity,
@@ -67,22 +85,27 @@ static int run(int argc, char **argv) {
   pfx_model *model = NULL;
   pfx_tokenizer *tokenizer = NULL;
   o = pfx_eval_options_init();
+  o.shots = 4;
+  o.costs = &costs;
   int code = cli_parse(&cli_eval, argc, argv, &rest);
   if (code >= 0) return code;
   if (rest.count) return cli_usage_error(&cli_eval, "eval takes no argument \"%s\"", rest.items[0]);
   if (!cli_shared.model || !o.data) return cli_usage_error(&cli_eval, "eval needs --model and --data");
+  if (no_frozen && !adapters.count) return cli_usage_error(&cli_eval, "--no-frozen leaves nothing to measure without --adapter");
+  if (cli_given(&cli_eval, "shots") && !o.shots_data) return cli_usage_error(&cli_eval, "--shots needs --shots-from, the file of the examples");
   o.rows.loss_all = cli_loss == 1;
   o.progress = progress;
   o.log = cli_log;
-  const char *predictions = o.predictions, *rows_out = o.rows_out;
+  const char *predictions = o.predictions, *rows_out = o.rows_out, *items_out = o.items_out;
   code = cli_open_model(cli_shared.model, (pfx_dtype)cli_shared.dtype, cli_shared.threads, false, &model, &tokenizer);
-  for (int i = -1; code == 0 && i < adapters.count; i++) {
+  for (int i = no_frozen ? 0 : -1; code == 0 && i < adapters.count; i++) {
     pfx_adapter *adapter = NULL;
     pfx_eval_result result;
     bool write = i >= 0 || adapters.count == 0;
     if (i >= 0) code = cli_open_adapter(adapters.items[i], model, tokenizer, force, &adapter);
     o.predictions = write ? predictions : NULL;
     o.rows_out = write ? rows_out : NULL;
+    o.items_out = write ? items_out : NULL;
     o.append = i > 0;
     if (code == 0 && pfx_eval_wait(model, tokenizer, adapter, &o, &result, &err) != PFX_OK) code = cli_fail(&err);
     if (code == 0) print_result(i >= 0 ? adapters.items[i] : NULL, &result);

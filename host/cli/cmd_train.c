@@ -78,8 +78,8 @@ static void print_result(const pfx_train_result *r, const char *out) {
     cli_json_number(stdout, r->last_valid_loss);
     printf(", \"best_valid_loss\": ");
     cli_json_number(stdout, r->best_valid_loss);
-    printf(", \"best_step\": %lld, \"seconds\": %.3f, \"tokens_per_s\": %.1f, \"peak_bytes\": %llu}\n", (long long)r->best_step, r->seconds,
-           r->tokens_per_s, (unsigned long long)r->peak_bytes);
+    printf(", \"best_step\": %lld, \"seconds\": %.3f, \"tokens_per_s\": %.1f, \"peak_bytes\": %llu, \"trainable\": %lld}\n", (long long)r->best_step,
+           r->seconds, r->tokens_per_s, (unsigned long long)r->peak_bytes, (long long)r->trainable);
     return;
   }
   printf("%s after %lld of %lld steps, %.1f s, %.0f tokens/s, peak memory %.2f GB\n",

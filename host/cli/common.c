@@ -127,6 +127,15 @@ void cli_status(bool last, const char *format, ...) {
   }
 }
 
+uint64_t cli_peak_bytes(void) {
+  unsigned long long kib = 0;
+  char line[128];
+  FILE *status = fopen("/proc/self/status", "re");
+  while (status && fgets(line, sizeof line, status) && sscanf(line, "VmHWM: %llu kB", &kib) != 1) continue;
+  if (status) fclose(status);
+  return kib * 1024;
+}
+
 /* Bytes of the UTF-8 character at text, 0 where there is none. */
 static size_t utf8_bytes(const unsigned char *text, size_t left) {
   size_t n = *text < 0x80 ? 1 : *text < 0xc2 ? 0 : *text < 0xe0 ? 2 : *text < 0xf0 ? 3 : *text < 0xf5 ? 4 : 0;

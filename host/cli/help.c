@@ -10,7 +10,7 @@ static const char about[] =
 
 static const char exit_codes[] =
     "0 done; 1 failed; 2 wrong usage; 3 bad input file; 4 the adapter does not fit the model;\n"
-    "5 out of memory or device; 130 interrupted (state saved).";
+    "5 out of memory or device; 6 worse (compare --fail-if-worse); 130 interrupted (state saved).";
 
 /* Words of text, wrapped at 88 columns, each line after the first indented. */
 static void wrap(FILE *out, const char *text, int column, int indent) {

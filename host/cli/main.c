@@ -5,9 +5,9 @@
 
 #include "cli/cli.h"
 
-const cli_command *const cli_commands[] = {&cli_train, &cli_generate, &cli_eval, &cli_inspect, &cli_check, &cli_tokenize, &cli_probe, &cli_merge, NULL};
+const cli_command *const cli_commands[] = {&cli_train, &cli_generate, &cli_eval, &cli_compare, &cli_inspect, &cli_check, &cli_tokenize, &cli_probe, &cli_merge, NULL};
 
-static const char *const later[] = {"compare", "serve", "export", "pull"};
+static const char *const later[] = {"serve", "export", "pull"};
 
 static int run(int argc, char **argv) {
   const char *name = argc > 1 ? argv[1] : "--help";

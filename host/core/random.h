@@ -14,6 +14,7 @@ typedef enum px_stream {
   PX_STREAM_PREFIX_DROPOUT = 3,
   PX_STREAM_SAMPLE = 4,
   PX_STREAM_DROPOUT = 5,
+  PX_STREAM_SHOTS = 6,
 } px_stream;
 
 typedef struct px_u32x4 {

@@ -11,15 +11,7 @@
 #include "generate/score_text.h"
 #include "text/space.h"
 
-enum { BLEU_ORDER = 4, CHRF_ORDER = 6 };
-
-typedef struct item_score {
-  uint64_t hypothesis_words, reference_words;            /* BLEU: lengths */
-  uint64_t matched_words[BLEU_ORDER], words[BLEU_ORDER]; /* by order */
-  uint64_t characters[CHRF_ORDER][3];                    /* chrF: of hypothesis, reference, both */
-  double rouge_l;
-  bool exact;
-} item_score;
+enum { BLEU_ORDER = PX_BLEU_ORDER, CHRF_ORDER = PX_CHRF_ORDER };
 
 /* A run of numbers and its suffixes in order of their first elements. */
 typedef struct sequence {
@@ -114,7 +106,7 @@ static uint64_t ngrams(size_t count, size_t order) { return count >= order ? cou
 
 /* --- BLEU --- */
 
-static int bleu_item(const px_score_item *item, scratch *s, item_score *out) {
+static int bleu_item(const px_score_item *item, scratch *s, px_score_parts *out) {
   px_words_clear(&s->words);
   if (px_reserve(&s->starts, &s->start_cap, item->reference_count + 2, sizeof *s->starts) != 0) return -1;
   s->starts[0] = 0;
@@ -151,8 +143,8 @@ static int bleu_item(const px_score_item *item, scratch *s, item_score *out) {
   return 0;
 }
 
-static double bleu(const item_score *items, size_t count) {
-  item_score sum = {0};
+static double bleu(const px_score_parts *items, size_t count) {
+  px_score_parts sum = {0};
   for (size_t i = 0; i < count; i++) {
     sum.hypothesis_words += items[i].hypothesis_words;
     sum.reference_words += items[i].reference_words;
@@ -190,7 +182,7 @@ static double chrf_of(const uint64_t counts[CHRF_ORDER][3]) {
   return 100 * ((1 + factor) * precision * recall / (factor * precision + recall));
 }
 
-static int chrf_item(const px_score_item *item, scratch *s, item_score *out) {
+static int chrf_item(const px_score_item *item, scratch *s, px_score_parts *out) {
   double best = -1;
   for (size_t i = 0; i < item->reference_count; i++) {
     size_t count = 0;
@@ -219,7 +211,7 @@ static int chrf_item(const px_score_item *item, scratch *s, item_score *out) {
   return 0;
 }
 
-static double chrf(const item_score *items, size_t count) {
+static double chrf(const px_score_parts *items, size_t count) {
   uint64_t sum[CHRF_ORDER][3] = {{0}};
   for (size_t i = 0; i < count; i++)
     for (int n = 0; n < CHRF_ORDER; n++)
@@ -246,7 +238,7 @@ static int common_length(scratch *s, const uint32_t *a, size_t n, const uint32_t
   return 0;
 }
 
-static int rouge_item(const px_score_item *item, scratch *s, item_score *out) {
+static int rouge_item(const px_score_item *item, scratch *s, px_score_parts *out) {
   for (size_t i = 0; i < item->reference_count; i++) {
     px_words_clear(&s->words);
     if (px_words_add_rouge(&s->words, item->hypothesis) != 0) return -1;
@@ -272,19 +264,20 @@ static bool equal_trimmed(const char *a, const char *b) {
   return n == m && memcmp(a, b, n) == 0;
 }
 
-static int score_item(const px_score_item *item, scratch *s, item_score *out) {
+static int score_item(const px_score_item *item, scratch *s, px_score_parts *out) {
   for (size_t i = 0; i < item->reference_count; i++)
     out->exact = out->exact || equal_trimmed(item->hypothesis, item->references[i]);
   if (bleu_item(item, s, out) != 0 || chrf_item(item, s, out) != 0) return -1;
   return rouge_item(item, s, out);
 }
 
-px_status px_score_texts(const px_score_item *items, size_t count, px_scores *out, px_error *err) {
+px_status px_score_texts(const px_score_item *items, size_t count, px_score_parts *parts, px_scores *out,
+                         px_error *err) {
   *out = (px_scores){0};
   if (count == 0) return px_fail(err, PX_INVALID, "no texts to score");
   for (size_t i = 0; i < count; i++)
     if (items[i].reference_count == 0) return px_fail(err, PX_INVALID, "text %zu to score has no reference", i + 1);
-  item_score *scores = px_calloc(count, sizeof *scores);
+  px_score_parts *scores = px_calloc(count, sizeof *scores);
   if (!scores) return px_fail(err, PX_NO_MEMORY, "no memory to score %zu texts", count);
   int failed = 0;
 #pragma omp parallel reduction(| : failed)
@@ -304,6 +297,7 @@ px_status px_score_texts(const px_score_item *items, size_t count, px_scores *ou
     out->chrf = chrf(scores, count);
     out->rouge_l = 100 * rouge / (double)count;
     out->exact_match = 100 * exact / (double)count;
+    if (parts) memcpy(parts, scores, count * sizeof *parts);
   }
   free(scores);
   return failed ? px_fail(err, PX_NO_MEMORY, "no memory to score %zu texts", count) : PX_OK;

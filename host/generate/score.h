@@ -15,7 +15,9 @@
 #ifndef PX_GENERATE_SCORE_H
 #define PX_GENERATE_SCORE_H
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "core/error.h"
 
@@ -29,7 +31,20 @@ typedef struct px_scores {
   double bleu, chrf, rouge_l, exact_match;
 } px_scores;
 
-/* On all cores; the result does not depend on their number. No item, or an item without a reference: PX_INVALID. */
-px_status px_score_texts(const px_score_item *items, size_t count, px_scores *out, px_error *err);
+enum { PX_BLEU_ORDER = 4, PX_CHRF_ORDER = 6 };
+
+/* What an item adds to the scores. BLEU and chrF of any choice of items follow from the sums of these, ROUGE-L and exact
+ * match from their means. */
+typedef struct px_score_parts {
+  uint64_t hypothesis_words, reference_words;                  /* BLEU: lengths */
+  uint64_t matched_words[PX_BLEU_ORDER], words[PX_BLEU_ORDER]; /* by order */
+  uint64_t characters[PX_CHRF_ORDER][3];                       /* chrF: of hypothesis, reference, both */
+  double rouge_l;                                              /* 0 to 1 */
+  bool exact;
+} px_score_parts;
+
+/* On all cores; the result does not depend on their number. No item, or an item without a reference: PX_INVALID.
+ * parts [count]; NULL: not wanted. */
+px_status px_score_texts(const px_score_item *items, size_t count, px_score_parts *parts, px_scores *out, px_error *err);
 
 #endif

@@ -66,8 +66,21 @@ typedef struct px_row_item {
   const char **references;
   size_t reference_count;
   size_t row; /* the first of them */
+  const size_t *rows; /* all of them, [row_count], ascending */
+  size_t row_count;
 } px_row_item;
 px_status px_rows_items(const px_rows *rows, px_arena *arena, px_row_item **items, size_t *count, px_error *err);
+
+/* In-context examples: up to `shots` rows of the file `path`, drawn by the seed, the same ones and in the same order before
+ * every row. What is put in front scores nothing, and of the row itself the same tokens score as before. Each row gets as
+ * many, from the first on, as leave it within `room` tokens. Behind an example that no end token closes stands an empty
+ * line. */
+typedef struct px_shots {
+  double used; /* examples a row, on average */
+  bool gaps;   /* an empty line separates them: it also ends what a model writes in their manner */
+} px_shots;
+px_status px_rows_add_shots(px_rows *rows, const char *path, int32_t shots, uint64_t seed, int64_t room, const px_tokenizer *tok,
+                            const px_row_options *options, const px_log *log, px_shots *out, px_error *err);
 
 /* The ids a model is prompted with: begin token by the rules, text encoded (chat: template applied to one user turn). */
 px_status px_prompt_ids(const px_tokenizer *tok, const px_row_options *options, const char *prompt, bool chat, px_ids *out, px_error *err);

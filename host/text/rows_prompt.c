@@ -245,15 +245,18 @@ px_status px_rows_items(const px_rows *rows, px_arena *arena, px_row_item **item
     references += reference_count(rows, i) + 1;
   }
   const char **list = px_arena_alloc(arena, references, sizeof *list);
-  if (!order || !*items || !list) {
+  size_t *members = px_arena_alloc(arena, rows->count, sizeof *members);
+  if (!order || !*items || !list || !members) {
     free(order);
     return px_fail(err, PX_NO_MEMORY, "no memory for %zu prompts", rows->count);
   }
   qsort_r(order, n, sizeof *order, by_prompt, rows->prompts);
   for (size_t i = 0; i < n; i++) {
     if (i == 0 || strcmp(rows->prompts[order[i]], rows->prompts[order[i - 1]]) != 0)
-      (*items)[(*count)++] = (px_row_item){.prompt = rows->prompts[order[i]], .references = list, .row = order[i]};
+      (*items)[(*count)++] = (px_row_item){.prompt = rows->prompts[order[i]], .references = list, .row = order[i], .rows = members + i};
     px_row_item *item = &(*items)[*count - 1];
+    members[i] = order[i];
+    item->row_count++;
     for (char **r = rows->references[order[i]]; *r; r++) item->references[item->reference_count++] = *r;
     list = item->references + item->reference_count;
   }

@@ -426,7 +426,8 @@ static void fill_result(const px_run *run, px_train_result *r) {
                          .tokens_per_s = seconds > 0 ? (double)run->tokens_here / seconds : 0,
                          .peak_bytes = px_peak_bytes(),
                          .finished = s->step >= run->options.steps || s->early_stopped,
-                         .early_stopped = s->early_stopped};
+                         .early_stopped = s->early_stopped,
+                         .trainable = run->tune ? px_tune_trainable(run->tune) : 0};
 }
 
 static const px_train_callbacks silent = {0};

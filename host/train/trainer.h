@@ -57,6 +57,7 @@ typedef struct px_train_result {
   uint64_t peak_bytes;
   bool finished;      /* false: stopped before the schedule's end; resume goes on */
   bool early_stopped;
+  int64_t trainable;  /* numbers that are trained */
 } px_train_result;
 
 /* A new run into options->out. Refuses a folder that exists and is not empty (PX_INVALID) unless force.

@@ -289,12 +289,24 @@ static inline pfx_train_options pfx_train_options_init(void) {
   return o;
 }
 
+/* A part of a value of --tune, for programs that show or search settings. */
+typedef struct pfx_tune_part {
+  char name[16];          /* "prefix" */
+  int32_t virtual_tokens; /* positions that it takes before the first real token; 0: none, or known only once it is made */
+  double lr;              /* the learning rate that it names with lr=; 0: it names none */
+  double usual_lr;        /* what it trains with where none is named */
+} pfx_tune_part;
+/* Reads `tune` as pfx_train_options has it, without a model, and describes part number `part` (from 0). *count: how many
+ * there are. PFX_INVALID says what is wrong with it. */
+PFX_API pfx_status pfx_tune_describe(const char *tune, int32_t part, pfx_tune_part *out, int32_t *count, pfx_error *err);
+
 typedef struct pfx_train_result {
   int64_t step, steps, best_step;
   double first_valid_loss, best_valid_loss, last_valid_loss, last_loss; /* NaN: not measured; first: before any update */
   double seconds, tokens_per_s;
   uint64_t peak_bytes;
   bool finished, early_stopped;
+  int64_t trainable;        /* numbers that were trained */
 } pfx_train_result;
 
 /* A new run. Strings of the options are copied; the model and tokenizer must outlive the trainer. tokenizer NULL: the
@@ -399,6 +411,13 @@ PFX_API pfx_status pfx_prompts_read(const char *path, char ***prompts, size_t *c
 
 /* ---- Measuring ------------------------------------------------------------------------------------------------------- */
 
+/* What measuring took. */
+typedef struct pfx_eval_costs {
+  double loss_seconds, prefill_seconds, decode_seconds; /* losses; prompts and new tokens of what was generated */
+  int64_t prompt_tokens, new_tokens;                    /* of what was generated */
+  double shots;                                         /* examples before a row, on average */
+} pfx_eval_costs;
+
 typedef struct pfx_eval_options {
   size_t struct_bytes;
   const char *data;
@@ -412,7 +431,14 @@ typedef struct pfx_eval_options {
   void *user;
   pfx_log_fn log;
   void *log_user;
-  bool append;                /* the two files keep the lines that they hold */
+  bool append;                /* the files keep the lines that they hold */
+  const char *items_out;      /* file for what each generated text adds to the scores, JSON Lines: adapter, lines, prompt,
+                                 prediction, references, bleu, chrf, rouge_l, exact_match (docs/compare.md); NULL: none */
+  const char *shots_data;     /* file of examples that are put before every row (in-context learning), an empty line behind each
+                                 that no end token closes; such a line then ends generated texts too; NULL: none */
+  int32_t shots;              /* how many, fewer where the context is full */
+  uint64_t shots_seed;        /* which */
+  pfx_eval_costs *costs;      /* filled; NULL: not wanted */
 } pfx_eval_options;
 
 static inline pfx_eval_options pfx_eval_options_init(void) {

@@ -20,7 +20,7 @@ GOLDEN = os.path.join(SOURCE, "tests/golden")
 BAD = os.path.join(SOURCE, "tests/bad")
 SMOLLM2 = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
                        "pfx/SmolLM2-135M-Instruct.Q4_1.gguf")
-COMMANDS = ("train", "generate", "eval", "inspect", "check", "tokenize", "probe", "merge")
+COMMANDS = ("train", "generate", "eval", "compare", "inspect", "check", "tokenize", "probe", "merge")
 
 
 class CommandTest(unittest.TestCase):

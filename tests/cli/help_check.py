@@ -11,7 +11,7 @@ import unittest
 import command
 from command import COMMANDS, GOLDEN, add_tokenizer, copy_model, id_rows, write, write_rows
 
-LATER = ("compare", "serve", "export", "pull")
+LATER = ("serve", "export", "pull")
 
 
 def completion_words():
@@ -72,6 +72,7 @@ class Help(command.CommandTest):
                     "device dtype threads json quiet verbose")
         for name, words in (("train", train), ("generate", generate), ("check", "model adapter force"),
                             ("eval", "model data adapter generate predictions rows force json"), ("inspect", "verify json"),
+                            ("compare", "model data valid test retain tune lr seeds budget out adapter fail-if-worse metric shots json"),
                             ("tokenize", "model decode json"), ("probe", "model data out adapter tune seed force")):
             missing = [word for word in words.split() if f"--{word}" not in offered[name]]
             self.assertEqual(missing, [], name)

@@ -36,13 +36,13 @@ static void check_set(const json_t *set) {
   px_scores s;
   for (size_t i = 0; i < count; i++) {
     items[i] = make_item(json_array_get(list, i));
-    ASSERT_OK(px_score_texts(&items[i], 1, &s, &err));
+    ASSERT_OK(px_score_texts(&items[i], 1, NULL, &s, &err));
     assert_metric(json_array_get(list, i), "rouge_l", s.rouge_l);
     assert_metric(json_array_get(list, i), "exact_match", s.exact_match);
   }
   for (int threads = 1; threads <= 3; threads++) {
     omp_set_num_threads(threads);
-    ASSERT_OK(px_score_texts(items, count, &s, &err));
+    ASSERT_OK(px_score_texts(items, count, NULL, &s, &err));
     assert_metric(set, "bleu", s.bleu);
     assert_metric(set, "chrf", s.chrf);
     assert_metric(set, "rouge_l", s.rouge_l);
@@ -68,7 +68,7 @@ static void invalid_text(void **state) {
   (void)state;
   const char *replaced[] = {"a \xef\xbf\xbd b\xef\xbf\xbd"};
   px_scores s;
-  ASSERT_OK(px_score_texts(&(px_score_item){"a \xf0\x9f\x98 b\xff", replaced, 1}, 1, &s, &err));
+  ASSERT_OK(px_score_texts(&(px_score_item){"a \xf0\x9f\x98 b\xff", replaced, 1}, 1, NULL, &s, &err));
   assert_near("broken", "chrf", s.chrf, 100);
   assert_near("broken", "rouge_l", s.rouge_l, 100);
 }
@@ -78,8 +78,8 @@ static void refusals(void **state) {
   px_scores s;
   const char *one[] = {"a"};
   px_score_item items[] = {{"a", one, 1}, {"b", NULL, 0}};
-  ASSERT_FAILS(px_score_texts(items, 0, &s, &err), PX_INVALID, "no texts to score");
-  ASSERT_FAILS(px_score_texts(items, 2, &s, &err), PX_INVALID, "text 2 to score has no reference");
+  ASSERT_FAILS(px_score_texts(items, 0, NULL, &s, &err), PX_INVALID, "no texts to score");
+  ASSERT_FAILS(px_score_texts(items, 2, NULL, &s, &err), PX_INVALID, "text 2 to score has no reference");
 }
 
 int main(void) {
