@@ -139,6 +139,10 @@ void px_backend_free(px_backend *be, void *p) {
 
 int64_t px_backend_free_bytes(px_backend *be) { return be->ops->free_bytes(be); }
 
+size_t px_backend_attention_bytes(px_backend *be, const px_attn_shape *shape, int64_t rows, bool backward) {
+  return be->ops->attention_bytes ? be->ops->attention_bytes(be, shape, rows, backward) : 0;
+}
+
 #define SERVICE(call, what)                \
   if (be->failure.status != PX_OK) return; \
   int code = be->ops->call;                \

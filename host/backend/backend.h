@@ -93,6 +93,7 @@ typedef struct px_backend_ops {
   int (*replay)(px_backend *be, px_recording *recording);
   void (*recording_free)(px_backend *be, px_recording *recording);
   int64_t (*free_bytes)(px_backend *be); /* -1: unknown */
+  size_t (*attention_bytes)(px_backend *be, const px_attn_shape *shape, int64_t rows, bool backward); /* NULL: none */
   px_status (*choices)(px_backend *be, px_buf *out); /* these two: NULL where nothing is chosen by measurement */
   px_status (*repeat)(px_backend *be, const char *text);
 } px_backend_ops;
@@ -168,6 +169,8 @@ void *px_backend_alloc(px_backend *be, size_t bytes);     /* failure sticks too:
 void *px_backend_try_alloc(px_backend *be, size_t bytes); /* NULL when memory is out; nothing sticks */
 void px_backend_free(px_backend *be, void *p);            /* NULL is fine */
 int64_t px_backend_free_bytes(px_backend *be);            /* what could still be allocated; -1: nobody knows */
+/* What attn_fwd or attn_bwd wants as scratch for calls of this shape (its arrays are not read) up to so many rows; mostly 0. */
+size_t px_backend_attention_bytes(px_backend *be, const px_attn_shape *shape, int64_t rows, bool backward);
 void px_backend_write(px_backend *be, void *dst, const void *host, size_t bytes);
 void px_backend_read(px_backend *be, void *host, const void *src, size_t bytes);
 void px_backend_copy(px_backend *be, void *dst, const void *src, size_t bytes);

@@ -17,8 +17,6 @@ LAUNCH(norm_fwd, px_norm_fwd_args)
 LAUNCH(norm_bwd, px_norm_bwd_args)
 LAUNCH(col_sum, px_col_sum_args)
 LAUNCH(rope, px_rope_args)
-LAUNCH(attn_fwd, px_attn_fwd_args)
-LAUNCH(attn_bwd, px_attn_bwd_args)
 LAUNCH(attn_decode, px_attn_decode_args)
 LAUNCH(act_fwd, px_act_fwd_args)
 LAUNCH(act_bwd, px_act_bwd_args)
@@ -38,12 +36,21 @@ LAUNCH(sample, px_sample_args)
 #undef LAUNCH
 
 static int lora_by_id(px_backend *be, const px_lora_args *a) { return px_lora_cuda(a, px_cuda_own(be)->stream); }
+static int attn_fwd(px_backend *be, const px_attn_fwd_args *a) {
+  px_cuda_state *s = px_cuda_own(be);
+  return s->split ? px_attn_split_fwd(s->split, a, s->stream) : px_attn_fwd_cuda(a, s->stream);
+}
+static int attn_bwd(px_backend *be, const px_attn_bwd_args *a) {
+  px_cuda_state *s = px_cuda_own(be);
+  return s->split ? px_attn_split_bwd(s->split, a, s->stream) : px_attn_bwd_cuda(a, s->stream);
+}
 static int gemm(px_backend *be, const px_gemm_args *a) {
   return px_lt_gemm(px_cuda_own(be)->lt, a, px_cuda_own(be)->stream);
 }
 
 static void cuda_close(px_backend *be) {
   px_cuda_state *s = px_cuda_own(be);
+  px_attn_split_close(s->split);
   px_lt_close(s->lt);
   if (s->copies) cudaStreamDestroy(s->copies);
   if (s->stream) cudaStreamDestroy(s->stream);
@@ -96,12 +103,18 @@ static int cuda_wait(px_backend *be) {
 }
 
 static const char *cuda_error_text(px_backend *be, int code) {
-  (void)be;
+  px_attn_split *split = px_cuda_own(be)->split;
+  if (code < PX_ATTN_REFUSED && split) return split->engine.error_text(split->engine.own, code);
   return code < 0 ? px_lt_error_text(-code) : cudaGetErrorString((cudaError_t)code);
 }
 
 static px_status choices(px_backend *be, px_buf *out) { return px_lt_choices(px_cuda_own(be)->lt, out); }
 static px_status repeat(px_backend *be, const char *text) { return px_lt_repeat(px_cuda_own(be)->lt, text); }
+
+static size_t attention_bytes(px_backend *be, const px_attn_shape *shape, int64_t rows, bool backward) {
+  px_attn_split *split = px_cuda_own(be)->split;
+  return split ? px_attn_split_bytes(split, shape, rows, backward) : 0;
+}
 
 static const px_backend_ops cuda_ops = {
 #define PX_SLOT(slot, args, check) .slot = slot,
@@ -130,6 +143,7 @@ static const px_backend_ops cuda_ops = {
     .recorded = px_cuda_recorded,
     .replay = px_cuda_replay,
     .recording_free = px_cuda_recording_free,
+    .attention_bytes = attention_bytes,
     .choices = choices,
     .repeat = repeat,
 };
