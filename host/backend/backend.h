@@ -112,6 +112,12 @@ typedef struct px_allocation {
   size_t bytes;
 } px_allocation;
 
+/* What does attention. AUTO: whatever was measured to be the fastest on the device; FUSED where nothing was. FUSED: our own
+ * kernels. CUDNN: these for prefixes, cuDNN for own tokens, merged. */
+typedef enum px_attention { PX_ATTENTION_AUTO, PX_ATTENTION_FUSED, PX_ATTENTION_CUDNN } px_attention;
+const char *px_attention_name(px_attention attention); /* "cudnn"; "?" */
+bool px_attention_parse(const char *name, px_attention *out);
+
 /* Copies of frozen weights in the product library's own layout: faster, and much faster with few rows. TRANSPOSED: of
  * those with a row for each output (a forward pass's), which gain most; the backward pass reads them as they are. */
 typedef enum px_pack { PX_PACK_NONE, PX_PACK_TRANSPOSED, PX_PACK_ALL } px_pack;
@@ -133,6 +139,7 @@ struct px_backend {
   bool time_products;
   bool emulated; /* a stand-in for a device, for tests */
   px_pack pack_weights;
+  px_attention attention; /* never AUTO */
   double op_seconds[PX_OP_COUNT]; /* where profile is on */
   int64_t op_calls[PX_OP_COUNT];
   size_t allocated_bytes, peak_bytes; /* by px_backend_alloc; now, and at most so far */
@@ -147,6 +154,7 @@ typedef struct px_backend_options {
   bool profile;
   bool time_products; /* a shape's first product may wait for a measurement, where later ones gain by it */
   px_pack pack_weights;
+  px_attention attention;
 } px_backend_options;
 
 /* The backend of options->device. Backends of one device share its memory: what one has written another may read once

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "backend/attention_engine.h"
 #include "backend/backend_cuda.h"
 #include "backend/cuda_state.h"
 
@@ -188,14 +189,25 @@ static px_status check_device(int device, px_error *err) {
   return PX_OK;
 }
 
-static bool is_emulated(int device) {
-  struct cudaDeviceProp about;
-  return cudaGetDeviceProperties(&about, device) == cudaSuccess && strcmp(about.name, "emulated device") == 0;
+static const char *name_of(int device, struct cudaDeviceProp *about) {
+  return cudaGetDeviceProperties(about, device) == cudaSuccess ? about->name : "";
+}
+
+static px_status open_engines(px_backend *be, px_attention attention, const char *device, px_error *err) {
+  px_cuda_state *s = px_cuda_own(be);
+  PX_TRY(px_lt_open(be, &s->lt, err));
+  PX_TRY(px_attention_open(be, attention, device, &s->split, err));
+  be->attention = s->split ? PX_ATTENTION_CUDNN : PX_ATTENTION_FUSED;
+  snprintf(s->products, sizeof s->products, s->split ? "%s, %s" : "%s", px_lt_name(s->lt), s->split ? s->split->engine.name : "");
+  be->products = s->products;
+  return PX_OK;
 }
 
 px_status px_backend_open_cuda(int device, const px_backend_options *options, px_backend **out, px_error *err) {
   *out = NULL;
   PX_TRY(check_device(device, err));
+  struct cudaDeviceProp about;
+  const char *name = name_of(device, &about);
   px_backend *be = calloc(1, sizeof *be);
   px_cuda_state *s = calloc(1, sizeof *s);
   if (!be || !s) {
@@ -210,7 +222,7 @@ px_status px_backend_open_cuda(int device, const px_backend_options *options, px
                      .log = options->log,
                      .profile = options->profile,
                      .time_products = options->time_products,
-                     .emulated = is_emulated(device),
+                     .emulated = strcmp(name, "emulated device") == 0,
                      .computes_bf16 = true};
   s->device = device;
   snprintf(be->device, sizeof be->device, "cuda:%d", device);
@@ -220,12 +232,11 @@ px_status px_backend_open_cuda(int device, const px_backend_options *options, px
       e == cudaSuccess ? PX_OK
                        : px_fail(err, PX_NO_DEVICE, "device cuda:%d does not start: %s", device, cudaGetErrorString(e));
   be->stream = s->stream;
-  if (status == PX_OK) status = px_lt_open(be, &s->lt, err);
+  if (status == PX_OK) status = open_engines(be, options->attention, name, err);
   if (status != PX_OK) {
     px_backend_close(be);
     return status;
   }
-  be->products = px_lt_name(s->lt);
   *out = be;
   return PX_OK;
 }

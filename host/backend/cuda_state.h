@@ -14,6 +14,7 @@ typedef struct px_cuda_state {
   cudaStream_t stream; /* PX_QUEUE_COMPUTE */
   cudaStream_t copies; /* PX_QUEUE_COPY */
   px_lt *lt;
+  char products[112];
   px_attn_split *split; /* NULL: attention is done by our own kernels as a whole */
 } px_cuda_state;
 

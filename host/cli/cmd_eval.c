@@ -18,6 +18,7 @@ static const cli_option options[] = {
     {CLI_TEXT, "predictions", "FILE", "Write the texts of every adapter given, or else of the frozen model: JSON Lines with adapter, prompt, prediction, references.", NULL, &o.predictions, NULL},
     {CLI_TEXT, "rows", "FILE", "Write line, loss, tokens and text of every row, for every adapter given, or else the frozen model: JSON Lines.", NULL, &o.rows_out, NULL},
     {CLI_FLAG, "force", NULL, "Use adapters that were trained on other weights.", NULL, &force, NULL},
+    CLI_ATTENTION_OPTION(cli_shared.attention),
     CLI_DATA_OPTIONS(o.rows),
     CLI_COMMON_OPTIONS,
     {0},
