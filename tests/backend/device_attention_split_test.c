@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: MIT
  * Attention in two parts on a CUDA device, forward and backward, against the equations in float64: the other engine is
- * our own kernels without segments, so that nothing but this build is needed. */
+ * our own kernels without segments, so that nothing but this build is needed. Then with cuDNN, where it is; PX_DEVICE_PROPERTIES
+ * names a file for what it has to know of the device to make plans elsewhere. */
 #include "helpers/attention_problem.h"
 
+#include "backend/attention_engine.h"
 #include "backend/cuda_state.h"
+#include "core/file.h"
 #include "kernels/attention_merge.h"
 
 /* ---- an engine of our own ---- */
@@ -73,6 +76,8 @@ static size_t size_of(const problem *p, int64_t rows, int64_t stride) { return (
 /* What a call needs on the device; `lean`: without scratch. */
 static void on_device(px_backend *be, const problem *p, copies *c, bool lean, px_attn_fwd_args *f, px_attn_bwd_args *b) {
   px_attn_shape s = shape_of(p), plan = s;
+  bool alike = memcmp(p->q_offsets, p->k_offsets, (size_t)(p->seqs + 1) * 4) == 0;
+  if (alike) plan.k_offsets = plan.q_offsets;
   size_t q = size_of(p, p->rows, p->q_stride), kv = size_of(p, p->keys, p->kv_stride);
   px_kv_segment seg[3];
   for (int i = 0; i < p->segments; i++) {
@@ -87,7 +92,7 @@ static void on_device(px_backend *be, const problem *p, copies *c, bool lean, px
   if (p->segments) c->count--, px_backend_wait(be); /* nothing to fetch */
   void *segments = (void *)(uintptr_t)s.segments;
   s.q_offsets = put(be, c, (void *)(uintptr_t)p->q_offsets, (size_t)(p->seqs + 1) * 4);
-  s.k_offsets = memcmp(p->q_offsets, p->k_offsets, (size_t)(p->seqs + 1) * 4) == 0 ? s.q_offsets : put(be, c, (void *)(uintptr_t)p->k_offsets, (size_t)(p->seqs + 1) * 4);
+  s.k_offsets = alike ? s.q_offsets : put(be, c, (void *)(uintptr_t)p->k_offsets, (size_t)(p->seqs + 1) * 4);
   s.adapter = p->segments ? put(be, c, (void *)(uintptr_t)p->adapter, (size_t)p->seqs * 4) : NULL;
   *f = (px_attn_fwd_args){.shape = s, .q_stride = p->q_stride, .k_stride = p->kv_stride, .v_stride = p->kv_stride, .o_stride = p->q_stride};
   f->q = put(be, c, p->q, q), f->k = put(be, c, p->k, kv), f->v = put(be, c, p->v, kv);
@@ -252,6 +257,47 @@ static void an_engine_that_fails(void **state) {
   use(NULL);
 }
 
+/* What cuDNN takes is done by it: a graph of its own was made for the pass. */
+static void check_cudnn(int type, int dim, int heads, int kv_heads, int window, int segments) {
+  problem p = {.type = type ? PX_F16 : PX_BF16, .heads = heads, .kv_heads = kv_heads, .dim = dim, .mask = PX_MASK_CAUSAL, .window = window,
+               .segments = segments};
+  pose(&p, Q_LENS);
+  truth t = reference(&p);
+  for (int recorded = 0; recorded < 2; recorded++) { /* the graph is there the second time */
+    for (int i = 0; i < segments; i++)
+      for (int64_t j = 0; j < p.seg[i].len * kv_heads * dim; j++) p.seg[i].dk[j] = p.seg[i].dv[j] = 0.5f;
+    run(&p, false, recorded);
+    expect_truth(&p, &t);
+  }
+  release_truth(&t);
+  release(&p);
+}
+
+static void with_cudnn(void **state) {
+  (void)state;
+  px_cuda_state *s = px_cuda_own(be);
+  px_error err;
+  px_status status = px_attention_open(be, PX_ATTENTION_CUDNN, "", &s->split, &err);
+  if (status == PX_NO_DEVICE) {
+    print_message("skipped: %s\n", err.message);
+    skip();
+  }
+  ASSERT_OK(status);
+  for (int type = 0; type < 2; type++) {
+    check_cudnn(type, 64, 4, 4, 0, 3);
+    check_cudnn(type, 128, 4, 2, 0, 3);
+    check_cudnn(type, 64, 6, 2, 9, 3);
+    check_cudnn(type, 80, 2, 1, 0, 0);
+  }
+  print_message("%s: forward %s, backward %s\n", s->split->engine.name, s->split->said[0] ? "refused" : "taken", s->split->said[1] ? "refused" : "taken");
+  const char *path = getenv("PX_DEVICE_PROPERTIES");
+  char *text = NULL;
+  size_t bytes = 0;
+  if (path) ASSERT_OK(px_attn_cudnn_properties(s->device, &text, &bytes, &err));
+  if (path) ASSERT_OK(px_file_write(path, text, bytes, &err));
+  use(NULL);
+}
+
 static int open_device(void **state) {
   (void)state;
   px_error err;
@@ -274,7 +320,7 @@ static void without_device(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(the_parts_are_the_whole), cmocka_unit_test(segments_alone_in_backward),
-                                     cmocka_unit_test(what_is_refused_is_fused), cmocka_unit_test(an_engine_that_fails)};
+                                     cmocka_unit_test(what_is_refused_is_fused), cmocka_unit_test(an_engine_that_fails), cmocka_unit_test(with_cudnn)};
   const struct CMUnitTest none[] = {cmocka_unit_test(without_device)};
   open_device(NULL);
   int failed = be ? cmocka_run_group_tests(tests, NULL, close_device) : cmocka_run_group_tests(none, NULL, NULL);
