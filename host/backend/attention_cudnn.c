@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * cuDNN as the other engine of attention in two parts: which calls it is given, the graphs that were made for them, and the
  * batch as it wants to be told of it. A graph is made for a bucket of sizes, so that a run needs few of them. */
+#include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -9,7 +10,7 @@
 #include "backend/cudnn_graph.h"
 #include "kernels/attention_merge.h"
 
-enum { ALIGNED_TO = 256, WORD = 16, FAILED = PX_ATTN_REFUSED - 1, MOST_DIM = 256, MOST_DIM_BWD = 128 };
+enum { ALIGNED_TO = 256, WORD = 16, FAILED = PX_ATTN_REFUSED - 1, MOST_DIM = 256, MOST_DIM_BWD = 128, RAGGED_BEFORE_HOPPER = 91801 };
 
 typedef struct made {
   px_cudnn_shape key;
@@ -20,6 +21,8 @@ typedef struct made {
 typedef struct engine {
   px_backend *be;
   px_cudnn *cudnn;
+  long version;
+  int major; /* of the compute capability */
   made *list;
   size_t count, capacity;
   px_cudnn_text why; /* of the last failure */
@@ -35,11 +38,14 @@ static int64_t bucket(int64_t n, int64_t least, bool quarters) {
 
 /* ---- what it is given ---- */
 
-static const char *refuses(const px_attn_shape *s, bool backward) {
+/* The front end knows some of this in later versions; cuDNN itself says yes to batches that it then gets wrong. */
+static const char *refuses(const engine *e, const px_attn_shape *s, bool backward) {
   if (s->dtype != PX_BF16 && s->dtype != PX_F16) return "cuDNN's attention has no float32";
   if (s->head_dim % 8) return "head_dim is no multiple of 8";
   if (s->head_dim > (backward ? MOST_DIM_BWD : MOST_DIM)) return backward ? "head_dim is above 128" : "head_dim is above 256";
   if (s->q_offsets != s->k_offsets || s->q_rows != s->k_rows) return "queries and keys of a sequence differ in number";
+  if (e->major < 9 && e->version < RAGGED_BEFORE_HOPPER) return "before 9.18.1 cuDNN has no ragged batches on this device";
+  if (backward && (e->major == 8 || e->major == 12)) return "on this device cuDNN reads no ragged statistics";
   return s->q_rows > 0 && s->q_rows <= s->seqs ? "rows of one token" : NULL;
 }
 
@@ -117,7 +123,7 @@ static size_t scratch_bytes(void *own, const px_attn_shape *s, int64_t rows, boo
   px_attn_shape whole = *s; /* a plan knows how large a batch can be, and no more of it */
   whole.q_rows = whole.k_rows = (int32_t)rows;
   whole.scale = (float)(1.0 / __builtin_sqrt((double)s->head_dim));
-  if (refuses(&whole, backward)) return 0;
+  if (refuses(e, &whole, backward)) return 0;
   int64_t q = (int64_t)s->heads * s->head_dim, kv = (int64_t)s->kv_heads * s->head_dim, strides[PX_CUDNN_TENSORS] = {q, kv, kv, q, s->heads};
   const int64_t more[] = {q, q, kv, kv};
   if (backward) memcpy(strides + PX_CUDNN_DOUT, more, sizeof more);
@@ -133,7 +139,7 @@ static bool in_words(const void *p, int64_t stride) { return (uintptr_t)p % WORD
 static int pass(engine *e, const px_attn_shape *s, bool backward, void *const tensors[PX_CUDNN_TENSORS], const int64_t strides[PX_CUDNN_TENSORS],
                 const float *lse, void *scratch, size_t bytes, void *stream, const char **why) {
   void *pointers[PX_CUDNN_TENSORS];
-  *why = refuses(s, backward);
+  *why = refuses(e, s, backward);
   if (*why) return PX_ATTN_REFUSED;
   for (int i = 0; i < tensors_of(backward); i++) {
     *why = "rows do not begin at multiples of 16 bytes";
@@ -211,9 +217,12 @@ px_status px_attn_cudnn_open(px_backend *be, px_attn_engine *out, px_error *err)
     free(e);
     return px_fail(err, PX_NO_DEVICE, "%s", why.text);
   }
+  int device = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&e->major, cudaDevAttrComputeCapabilityMajor, device);
   *out = (px_attn_engine){
       .own = e, .lse_by_rows = true, .scratch_bytes = scratch_bytes, .fwd = forward, .bwd = backward, .error_text = error_text, .close = close_engine};
-  long v = px_cudnn_version(e->cudnn);
+  const long v = e->version = px_cudnn_version(e->cudnn);
   snprintf(out->name, sizeof out->name, "cuDNN %ld.%ld.%ld", v / 10000, v / 100 % 100, v % 100);
   return PX_OK;
 }

@@ -58,7 +58,7 @@ static bool find_calls(void *library, px_cudnn_text *why) {
 #define PX_CUDNN_FIND(result, name, parameters, arguments, otherwise)                                    \
   name##_found = reinterpret_cast<result(*) parameters>(dlsym(library, #name));                          \
   if (!name##_found) {                                                                                   \
-    snprintf(why->text, sizeof why->text, "libcudnn has no " #name ": cuDNN 9.6.0 or later is needed");  \
+    snprintf(why->text, sizeof why->text, "libcudnn has no " #name ": cuDNN 9.10.2 or later is needed");  \
     return false;                                                                                        \
   }
   PX_CUDNN_CALLS(PX_CUDNN_FIND)
@@ -173,7 +173,7 @@ static bool start(px_cudnn *c, void *library, const void *properties, size_t byt
   if (!find_calls(library, why)) return false;
   long version = px_cudnn_version(c);
   if (version < PX_CUDNN_OLDEST) {
-    snprintf(why->text, sizeof why->text, "cuDNN %ld.%ld.%ld is too old: 9.6.0 or later is needed", version / 10000, version / 100 % 100, version % 100);
+    snprintf(why->text, sizeof why->text, "cuDNN %ld.%ld.%ld is too old: 9.10.2 or later is needed", version / 10000, version / 100 % 100, version % 100);
     return false;
   }
   if (properties) {

@@ -42,7 +42,7 @@ typedef struct px_cudnn_text {
   char text[400];
 } px_cudnn_text;
 
-enum { PX_CUDNN_OLDEST = 90600 }; /* grouped heads of ragged batches */
+enum { PX_CUDNN_OLDEST = 91002 }; /* grouped heads of ragged batches, without the faults of 9.10.0 and 9.10.1 */
 
 /* library: of dlopen. With properties (what px_cudnn_properties gave on some device) graphs are made for that device, as far
  * as cuDNN's kernels for them, and cannot be run; without, for the current one. check_only: they are only looked at for mistakes. One library in a process. */
