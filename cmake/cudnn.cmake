@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # cuDNN's attention needs two sets of headers: cuDNN's own (the toolkit's, the system's, or those of its Python package) and the
-# front end's (PyPI's nvidia-cudnn-frontend, 2 MB, fetched once). Where one is missing attention_cudnn_none.c takes the place.
+# front end's (NVIDIA's Python package nvidia-cudnn-frontend, 2 MB, fetched once). Where one is missing attention_cudnn_none.c takes the place.
 # The library itself is opened when it is asked for.
 option(PFX_WITH_CUDNN "cuDNN as a second attention engine, where its headers are found" ON)
 set(PFX_CUDNN FALSE)
