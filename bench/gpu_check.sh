@@ -6,7 +6,7 @@
 #
 # correct  every operation test, the golden models and training, resume and generation on the device; then
 #          compute-sanitizer on the small ones, where it is there
-# ops      ops_bench (percent of the measured ceilings) and PyTorch's attention at the same shapes
+# ops      ops_bench (percent of the measured ceilings), PyTorch's attention at the same shapes, and ours with cuDNN
 # steps    whole training steps on three models' shapes with random weights, 256 to 16k tokens a step, against PEFT and
 #          hand-written PyTorch (bench/peers/steps.py)
 # model    SmolLM2 from end to end (bench/end_to_end.py): train, evaluate and generate as on the CPU, tokens a second; decode
@@ -57,7 +57,7 @@ log=$out/check.log
 link_programs() { # BUILD: bin/ of links, as the bundle has one
   bin=$1/programs
   mkdir -p "$bin"
-  for program in "$1"/pfx "$1"/tests/*_cuda_test "$1"/tests/golden_test "$1"/tests/generator_test "$1"/tests/parts_golden_test "$1"/tests/device_product_test \
+  for program in "$1"/pfx "$1"/tests/*_cuda_test "$1"/tests/golden_test "$1"/tests/generator_test "$1"/tests/parts_golden_test "$1"/tests/device_*_test \
     "$1"/tests/queue_test "$1"/tests/api_attention_test "$1"/bench/*_bench; do
     [ ! -x "$program" ] || ln -sf "$program" "$bin/"
   done
@@ -136,6 +136,8 @@ part_correct() {
   fi
   for test in "$bin"/*_cuda_test; do check "$(basename "$test")" 120 "$test"; done
   for test in device_product_test queue_test api_attention_test golden_test generator_test parts_golden_test; do check $test 120 "$bin/$test"; done
+  # With cuDNN where it is, which also says what it must know of the device to make plans elsewhere.
+  check device_attention_split_test 120 env PX_DEVICE_PROPERTIES="$out/device_properties.json" "$bin/device_attention_split_test"
   check training 180 "$python" tests/emu/cuda_check.py Training.test_as_on_the_cpu Training.test_stopped_and_resumed \
     Steps.test_replayed_or_one_by_one Failing.test_a_loss_that_is_not_finite
   check generation 120 "$python" tests/emu/cuda_check.py Using
@@ -181,6 +183,7 @@ part_ops() {
   else
     skip peers_attention "no PyTorch here"
   fi
+  resumable ops_cudnn "$bin/ops_bench" --device cuda --attention cudnn --only attention
 }
 
 part_steps() {

@@ -44,7 +44,8 @@ static void make_problem(bench *b, problem *p, const shape *m, int seqs, int len
                             .adapter = p->adapter,
                             .segments = &p->segment,
                             .segment_count = 1,
-                            .segment_rows = prefix};
+                            .segment_rows = prefix,
+                            .longest = length};
   p->device = p->host;
   p->device.q_offsets = p->device.k_offsets = on_device(b, p->offsets, ((size_t)seqs + 1) * sizeof *p->offsets);
   p->device.adapter = on_device(b, p->adapter, (size_t)seqs * sizeof *p->adapter);
@@ -54,9 +55,10 @@ static void make_problem(bench *b, problem *p, const shape *m, int seqs, int len
 void bench_attention(bench *b, const shape *m, int tokens, int length, int prefix) {
   if (b->tiny) tokens = 24, length = length > 12 ? 12 : length, prefix = prefix > 3 ? 3 : prefix;
   int seqs = tokens / length, rows = seqs * length;
+  const char *engine = b->be->attention == PX_ATTENTION_CUDNN ? " cudnn" : "";
   point forward, backward;
-  bool go = due(b, &forward, "attention forward %s N%d T%d x%d", m->name, prefix, length, seqs);
-  bool back = due(b, &backward, "attention backward %s N%d T%d x%d", m->name, prefix, length, seqs);
+  bool go = due(b, &forward, "attention forward %s N%d T%d x%d%s", m->name, prefix, length, seqs, engine);
+  bool back = due(b, &backward, "attention backward %s N%d T%d x%d%s", m->name, prefix, length, seqs, engine);
   if (!go && !back) return;
   problem p;
   make_problem(b, &p, m, seqs, length, prefix);
@@ -69,6 +71,9 @@ void bench_attention(bench *b, const shape *m, int tokens, int length, int prefi
   d.o_stride = d.dout_stride = p.q;
   d.dq = p.gradient, d.dk = p.gradient + 2 * p.q, d.dv = p.gradient + 2 * (p.q + p.kv);
   d.workspace = scratch(b, px_attn_bwd_workspace(&p.host, rows, prefix));
+  size_t most = px_backend_attention_bytes(b->be, &p.host, rows, false), more = px_backend_attention_bytes(b->be, &p.host, rows, true);
+  f.scratch_bytes = d.scratch_bytes = most > more ? most : more;
+  if (f.scratch_bytes) f.scratch = d.scratch = scratch(b, f.scratch_bytes);
   px_attn_fwd_args host_f = f;
   px_attn_bwd_args host_d = d;
   host_f.shape = host_d.shape = p.host;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * Time of every operation at the sizes of real models, in percent of what the device reaches in a large product and in
  * a copy, which are measured first. Run by gpu_check.sh; works on every device.
- *   ops_bench --device D [--csv FILE] [--from POINT] [--budget-s S] [--only WORD] [--tiny]
- * When the budget ends the run, the points left out are listed and the first one's number printed as "next N". A whole
+ *   ops_bench --device D [--attention ENGINE] [--csv FILE] [--from POINT] [--budget-s S] [--only WORD] [--tiny]
+ * An engine of attention that the device lacks: exit code 77. When the budget ends the run, the points left out are listed and the first one's number printed as "next N". A whole
  * run in which an operation of the backend's table was not timed is an error. */
 #include <getopt.h>
 #include <stdio.h>
@@ -71,8 +71,10 @@ static bool complete(const bench *b) {
 int main(int argc, char **argv) {
   static const struct option options[] = {{"device", 1, NULL, 'd'},   {"csv", 1, NULL, 'c'},  {"from", 1, NULL, 'f'},
                                           {"budget-s", 1, NULL, 'b'}, {"only", 1, NULL, 'o'}, {"tiny", 0, NULL, 't'},
+                                          {"attention", 1, NULL, 'a'},
                                           {0}};
   const char *device = "cuda", *csv = NULL;
+  px_attention attention = PX_ATTENTION_FUSED;
   bench b = {.begin = px_clock(), .budget = 1e9, .left = -1};
   for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
     if (c == 'd') device = optarg;
@@ -81,12 +83,14 @@ int main(int argc, char **argv) {
     if (c == 'b') b.budget = atof(optarg);
     if (c == 'o') b.only = optarg;
     if (c == 't') b.tiny = true;
+    if (c == 'a' && !px_attention_parse(optarg, &attention)) return 2;
     if (c == '?') return 2;
   }
   px_error err;
-  if (px_backend_open(&(px_backend_options){.device = device, .time_products = true}, &b.be, &err) != PX_OK) {
+  px_status status = px_backend_open(&(px_backend_options){.device = device, .time_products = true, .attention = attention}, &b.be, &err);
+  if (status != PX_OK) {
     fprintf(stderr, "ops_bench: %s\n", err.message);
-    return 1;
+    return attention == PX_ATTENTION_CUDNN && status == PX_NO_DEVICE ? 77 : 1;
   }
   if (csv && !(b.csv = fopen(csv, b.from ? "a" : "w"))) {
     fprintf(stderr, "ops_bench: cannot write %s\n", csv);

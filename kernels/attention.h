@@ -28,6 +28,7 @@
  * Arithmetic: products and sums in float32. bf16, f16: probabilities (and ds) may be rounded to that type before they meet
  * the values (keys, queries). f16 has no exponents to spare: a result, or a ds, beyond 65504 is infinite, and below 6e-8
  * is lost; callers scale dout as they do for any f16 backward pass.
+ * scratch is for backends that do a call in parts (px_backend_attention_bytes); nothing here reads it. NULL: none.
  * Aliasing: none; q, k, v may be columns of one tensor, likewise dq, dk, dv.
  * Determinism: bits depend on the arguments alone, never on the number of threads. o and lse of a sequence are the same
  * bits alone and in any batch, in forward and in decode (equal to each other to rounding). In backward the rows of the
@@ -68,6 +69,7 @@ typedef struct px_attn_shape {
   const px_kv_segment *segments;
   int32_t segment_count;
   int32_t segment_rows; /* no less than the sum of all len: the host may not read those */
+  int32_t longest;      /* no sequence has more queries or own keys: a hint for other engines; 0: nobody knows */
 } px_attn_shape;
 
 typedef struct px_attn_fwd_args {
@@ -76,6 +78,8 @@ typedef struct px_attn_fwd_args {
   int64_t q_stride, k_stride, v_stride, o_stride;
   void *o;
   float *lse; /* NULL: not kept */
+  void *scratch;
+  size_t scratch_bytes;
 } px_attn_fwd_args;
 
 typedef struct px_attn_bwd_args {
@@ -85,6 +89,8 @@ typedef struct px_attn_bwd_args {
   const float *lse;
   void *dq, *dk, *dv; /* all NULL: only the segments' gradients are wanted (the first layer of prefix tuning) */
   void *workspace;    /* px_attn_bwd_workspace bytes */
+  void *scratch;
+  size_t scratch_bytes;
 } px_attn_bwd_args;
 
 /* One to a few new tokens per sequence against a paged cache. Row t of page p: cache + (p * page_tokens + t) * row,

@@ -152,6 +152,7 @@ mma_queries_kernel(px_attn_bwd_problem p) {
     }
   }
   px_wait_copies<0>();
+  __syncthreads(); /* a tile that meets no key has come here at once: Q is still being written by others */
   queries_finish<E, DIM>(a, q, first, base, count, kv_head, dq[0]);
 }
 

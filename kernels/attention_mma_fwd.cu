@@ -186,6 +186,7 @@ mma_fwd_kernel(mma_fwd_problem a) {
     if (mine) px_mma_weighted<E, DIM, MT, N, DIM / 8>(state.o, c, v, 0);
   }
   px_wait_copies<0>();
+  __syncthreads(); /* a tile that meets no key has come here at once: Q is still being written by others */
   finish<E, DIM, MT>(a, q, first, base, count, kv_head, state);
 }
 

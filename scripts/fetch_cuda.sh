@@ -1,19 +1,22 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# fetch_cuda.sh headers|toolkit|tools: prints a folder of CUDA's: the installed toolkit, or else what NVIDIA's Python
+# fetch_cuda.sh headers|toolkit|tools|frontend: prints a folder of CUDA's: the installed toolkit, or else what NVIDIA's Python
 # packages hold, fetched once into the cache folder.
 #   headers   include/ of the runtime (2 MB): all that the emulated backend needs
 #   toolkit   bin/nvcc, include/, lib/libcudart_static.a (100 MB): what a build with PFX_CUDA=ON needs
+#   frontend  include/cudnn_frontend.h (2 MB): cuDNN's front end, with which cuDNN's attention is built in
 #   tools     bin/cuobjdump and bin/nvdisasm (5 MB): what the check of the compiled kernels reads them with
 set -eu
 
 version=13.0
+inside=nvidia/cu13
 case ${1:-} in
   headers) probe=include/cuda_runtime_api.h; packages="nvidia-cuda-runtime==$version.* nvidia-cuda-crt==$version.*"; size="2 MB" ;;
   toolkit) probe=bin/nvcc; size="100 MB"
     packages="nvidia-cuda-nvcc==$version.* nvidia-cuda-crt==$version.* nvidia-nvvm==$version.* nvidia-cuda-runtime==$version.*" ;;
   tools) probe=bin/nvdisasm; packages="nvidia-cuda-cuobjdump==13.2.* nvidia-cuda-nvdisasm==13.2.*"; size="5 MB" ;;
-  *) echo "usage: fetch_cuda.sh headers|toolkit|tools" >&2; exit 2 ;;
+  frontend) probe=include/cudnn_frontend.h; packages="nvidia-cudnn-frontend==1.18.0"; size="2 MB"; inside=. ;;
+  *) echo "usage: fetch_cuda.sh headers|toolkit|tools|frontend" >&2; exit 2 ;;
 esac
 
 for folder in ${CUDA_HOME:-} /usr/local/cuda /usr/local /usr; do
@@ -47,9 +50,14 @@ for folder, _, names in os.walk(scratch):
         for name in names:
             os.chmod(os.path.join(folder, name), 0o755)
 PYTHON
-  [ -f "$scratch/nvidia/cu13/$probe" ] || { echo "pfx: the packages came without $probe" >&2; exit 1; }
+  [ -f "$scratch/$inside/$probe" ] || { echo "pfx: the packages came without $probe" >&2; exit 1; }
   mkdir -p "$cache/cuda-$version"
   rm -rf "$folder"
-  mv "$scratch/nvidia/cu13" "$folder"
+  if [ "$1" = frontend ]; then # of the package only the headers
+    mkdir "$scratch/kept"
+    mv "$scratch/include" "$scratch/kept"
+    inside=kept
+  fi
+  mv "$scratch/$inside" "$folder"
 fi
 echo "$folder"

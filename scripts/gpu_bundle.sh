@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 from=build/gpu to=build/gpu-bundle
 rm -rf "$to"
 mkdir -p "$to/bin" "$to/lib" "$to/include"
-cp "$from"/pfx "$from"/tests/*_cuda_test "$from"/tests/golden_test "$from"/tests/generator_test "$from"/tests/parts_golden_test "$from"/tests/device_product_test \
+cp "$from"/pfx "$from"/tests/*_cuda_test "$from"/tests/golden_test "$from"/tests/generator_test "$from"/tests/parts_golden_test "$from"/tests/device_*_test \
   "$from"/tests/queue_test "$from"/tests/api_attention_test "$from"/bench/*_bench "$to/bin/"
 cp -L "$from"/libpfx_all.so "$to/lib/"
 # Two rounds: oneDNN brings libraries of its own.

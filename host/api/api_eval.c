@@ -232,7 +232,7 @@ static px_status run(job *j, pfx_eval_result *result, px_error *err) {
   if (rows.max_row_tokens == 0)
     rows.max_row_tokens = px_model_config(j->model)->context - (j->adapter ? j->adapter->tokens : 0);
   rows.keep_text = j->options.generate || j->options.rows_out;
-  PX_TRY(px_backend_open(&(px_backend_options){.device = j->model->be->device, .threads = j->model->be->threads, .log = log}, &j->be, err));
+  PX_TRY(px_backend_open(&(px_backend_options){.device = j->model->be->device, .threads = j->model->be->threads, .log = log, .attention = j->model->be->attention}, &j->be, err));
   PX_TRY(px_rows_read(j->options.data, j->tok, &rows, &log, &j->rows, err));
   if (j->options.shots_data) PX_TRY(add_shots(j, &rows, &log, err));
   j->row_loss = px_calloc(j->rows.count, sizeof *j->row_loss);

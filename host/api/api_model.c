@@ -11,7 +11,11 @@ pfx_status pfx_model_open(const char *path, const pfx_model_options *options, pf
   pfx_model *m = px_calloc(1, sizeof *m);
   if (!m) return px_api_status(px_fail(px_api_error(err), PX_NO_MEMORY, "no memory"));
   px_model_options inner = {.device = o.device, .dtype = o.dtype == PFX_DTYPE_F32 ? PX_F32 : o.dtype == PFX_DTYPE_BF16 ? PX_BF16 : -1, .threads = o.threads,
-                            .log = px_api_log(o.log, o.log_user)};
+                            .log = px_api_log(o.log, o.log_user), .attention = (px_attention)o.attention};
+  if ((unsigned)o.attention > PFX_ATTENTION_CUDNN) {
+    free(m);
+    return px_api_status(px_fail(px_api_error(err), PX_INVALID, "attention %d is not known", (int)o.attention));
+  }
   px_status status = px_model_open(path, &inner, &m->model, px_api_error(err));
   if (status != PX_OK) {
     free(m);

@@ -17,6 +17,19 @@ static const char *const op_names[] = {
 
 const char *px_op_name(int op) { return op >= 0 && op < PX_OP_COUNT ? op_names[op] : "?"; }
 
+static const char *const attention_names[] = {"auto", "fused", "cudnn"};
+
+const char *px_attention_name(px_attention a) { return (unsigned)a <= PX_ATTENTION_CUDNN ? attention_names[a] : "?"; }
+
+bool px_attention_parse(const char *name, px_attention *out) {
+  for (int i = 0; i <= PX_ATTENTION_CUDNN; i++)
+    if (strcmp(name, attention_names[i]) == 0) {
+      *out = (px_attention)i;
+      return true;
+    }
+  return false;
+}
+
 static double now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
@@ -138,6 +151,10 @@ void px_backend_free(px_backend *be, void *p) {
 }
 
 int64_t px_backend_free_bytes(px_backend *be) { return be->ops->free_bytes(be); }
+
+size_t px_backend_attention_bytes(px_backend *be, const px_attn_shape *shape, int64_t rows, bool backward) {
+  return be->ops->attention_bytes ? be->ops->attention_bytes(be, shape, rows, backward) : 0;
+}
 
 #define SERVICE(call, what)                \
   if (be->failure.status != PX_OK) return; \

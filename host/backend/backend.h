@@ -93,6 +93,7 @@ typedef struct px_backend_ops {
   int (*replay)(px_backend *be, px_recording *recording);
   void (*recording_free)(px_backend *be, px_recording *recording);
   int64_t (*free_bytes)(px_backend *be); /* -1: unknown */
+  size_t (*attention_bytes)(px_backend *be, const px_attn_shape *shape, int64_t rows, bool backward); /* NULL: none */
   px_status (*choices)(px_backend *be, px_buf *out); /* these two: NULL where nothing is chosen by measurement */
   px_status (*repeat)(px_backend *be, const char *text);
 } px_backend_ops;
@@ -110,6 +111,12 @@ typedef struct px_allocation {
   void *start;
   size_t bytes;
 } px_allocation;
+
+/* What does attention. AUTO: whatever was measured to be the fastest on the device; FUSED where nothing was. FUSED: our own
+ * kernels. CUDNN: these for prefixes, cuDNN for own tokens, merged. */
+typedef enum px_attention { PX_ATTENTION_AUTO, PX_ATTENTION_FUSED, PX_ATTENTION_CUDNN } px_attention;
+const char *px_attention_name(px_attention attention); /* "cudnn"; "?" */
+bool px_attention_parse(const char *name, px_attention *out);
 
 /* Copies of frozen weights in the product library's own layout: faster, and much faster with few rows. TRANSPOSED: of
  * those with a row for each output (a forward pass's), which gain most; the backward pass reads them as they are. */
@@ -132,6 +139,7 @@ struct px_backend {
   bool time_products;
   bool emulated; /* a stand-in for a device, for tests */
   px_pack pack_weights;
+  px_attention attention; /* never AUTO */
   double op_seconds[PX_OP_COUNT]; /* where profile is on */
   int64_t op_calls[PX_OP_COUNT];
   size_t allocated_bytes, peak_bytes; /* by px_backend_alloc; now, and at most so far */
@@ -146,6 +154,7 @@ typedef struct px_backend_options {
   bool profile;
   bool time_products; /* a shape's first product may wait for a measurement, where later ones gain by it */
   px_pack pack_weights;
+  px_attention attention;
 } px_backend_options;
 
 /* The backend of options->device. Backends of one device share its memory: what one has written another may read once
@@ -168,6 +177,8 @@ void *px_backend_alloc(px_backend *be, size_t bytes);     /* failure sticks too:
 void *px_backend_try_alloc(px_backend *be, size_t bytes); /* NULL when memory is out; nothing sticks */
 void px_backend_free(px_backend *be, void *p);            /* NULL is fine */
 int64_t px_backend_free_bytes(px_backend *be);            /* what could still be allocated; -1: nobody knows */
+/* What attn_fwd or attn_bwd wants as scratch for calls of this shape (its arrays are not read) up to so many rows; mostly 0. */
+size_t px_backend_attention_bytes(px_backend *be, const px_attn_shape *shape, int64_t rows, bool backward);
 void px_backend_write(px_backend *be, void *dst, const void *host, size_t bytes);
 void px_backend_read(px_backend *be, void *host, const void *src, size_t bytes);
 void px_backend_copy(px_backend *be, void *dst, const void *src, size_t bytes);

@@ -184,6 +184,8 @@ enum { MOST_THREADS = 1024 }; /* the OpenMP runtime crashes where it cannot star
 px_status px_backend_open_cpu(const px_backend_options *options, px_backend **out, px_error *err) {
   if (options->threads < 0 || options->threads > MOST_THREADS)
     return px_fail(err, PX_INVALID, "threads is %d: 0 (all cores) to %d can be", options->threads, MOST_THREADS);
+  if (options->attention > PX_ATTENTION_FUSED)
+    return px_fail(err, PX_INVALID, "--attention %s is for --device cuda: the CPU has auto and fused", px_attention_name(options->attention));
   px_backend *be = calloc(1, sizeof *be);
   if (!be) return px_fail(err, PX_NO_MEMORY, "no memory for the CPU backend");
   be->ops = &cpu_ops;
@@ -194,6 +196,7 @@ px_status px_backend_open_cpu(const px_backend_options *options, px_backend **ou
   be->log = options->log;
   be->profile = options->profile;
   be->pack_weights = options->pack_weights;
+  be->attention = PX_ATTENTION_FUSED;
   use_threads(be);
   be->own = px_product_open(be);
   if (!be->own) {

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "backend/attention_engine.h"
 #include "backend/backend_cuda.h"
 #include "backend/cuda_state.h"
 
@@ -17,8 +18,6 @@ LAUNCH(norm_fwd, px_norm_fwd_args)
 LAUNCH(norm_bwd, px_norm_bwd_args)
 LAUNCH(col_sum, px_col_sum_args)
 LAUNCH(rope, px_rope_args)
-LAUNCH(attn_fwd, px_attn_fwd_args)
-LAUNCH(attn_bwd, px_attn_bwd_args)
 LAUNCH(attn_decode, px_attn_decode_args)
 LAUNCH(act_fwd, px_act_fwd_args)
 LAUNCH(act_bwd, px_act_bwd_args)
@@ -38,12 +37,21 @@ LAUNCH(sample, px_sample_args)
 #undef LAUNCH
 
 static int lora_by_id(px_backend *be, const px_lora_args *a) { return px_lora_cuda(a, px_cuda_own(be)->stream); }
+static int attn_fwd(px_backend *be, const px_attn_fwd_args *a) {
+  px_cuda_state *s = px_cuda_own(be);
+  return s->split ? px_attn_split_fwd(s->split, a, s->stream) : px_attn_fwd_cuda(a, s->stream);
+}
+static int attn_bwd(px_backend *be, const px_attn_bwd_args *a) {
+  px_cuda_state *s = px_cuda_own(be);
+  return s->split ? px_attn_split_bwd(s->split, a, s->stream) : px_attn_bwd_cuda(a, s->stream);
+}
 static int gemm(px_backend *be, const px_gemm_args *a) {
   return px_lt_gemm(px_cuda_own(be)->lt, a, px_cuda_own(be)->stream);
 }
 
 static void cuda_close(px_backend *be) {
   px_cuda_state *s = px_cuda_own(be);
+  px_attn_split_close(s->split);
   px_lt_close(s->lt);
   if (s->copies) cudaStreamDestroy(s->copies);
   if (s->stream) cudaStreamDestroy(s->stream);
@@ -96,12 +104,18 @@ static int cuda_wait(px_backend *be) {
 }
 
 static const char *cuda_error_text(px_backend *be, int code) {
-  (void)be;
+  px_attn_split *split = px_cuda_own(be)->split;
+  if (code < PX_ATTN_REFUSED && split) return split->engine.error_text(split->engine.own, code);
   return code < 0 ? px_lt_error_text(-code) : cudaGetErrorString((cudaError_t)code);
 }
 
 static px_status choices(px_backend *be, px_buf *out) { return px_lt_choices(px_cuda_own(be)->lt, out); }
 static px_status repeat(px_backend *be, const char *text) { return px_lt_repeat(px_cuda_own(be)->lt, text); }
+
+static size_t attention_bytes(px_backend *be, const px_attn_shape *shape, int64_t rows, bool backward) {
+  px_attn_split *split = px_cuda_own(be)->split;
+  return split ? px_attn_split_bytes(split, shape, rows, backward) : 0;
+}
 
 static const px_backend_ops cuda_ops = {
 #define PX_SLOT(slot, args, check) .slot = slot,
@@ -130,6 +144,7 @@ static const px_backend_ops cuda_ops = {
     .recorded = px_cuda_recorded,
     .replay = px_cuda_replay,
     .recording_free = px_cuda_recording_free,
+    .attention_bytes = attention_bytes,
     .choices = choices,
     .repeat = repeat,
 };
@@ -174,14 +189,25 @@ static px_status check_device(int device, px_error *err) {
   return PX_OK;
 }
 
-static bool is_emulated(int device) {
-  struct cudaDeviceProp about;
-  return cudaGetDeviceProperties(&about, device) == cudaSuccess && strcmp(about.name, "emulated device") == 0;
+static const char *name_of(int device, struct cudaDeviceProp *about) {
+  return cudaGetDeviceProperties(about, device) == cudaSuccess ? about->name : "";
+}
+
+static px_status open_engines(px_backend *be, px_attention attention, const char *device, px_error *err) {
+  px_cuda_state *s = px_cuda_own(be);
+  PX_TRY(px_lt_open(be, &s->lt, err));
+  PX_TRY(px_attention_open(be, attention, device, &s->split, err));
+  be->attention = s->split ? PX_ATTENTION_CUDNN : PX_ATTENTION_FUSED;
+  snprintf(s->products, sizeof s->products, s->split ? "%s, %s" : "%s", px_lt_name(s->lt), s->split ? s->split->engine.name : "");
+  be->products = s->products;
+  return PX_OK;
 }
 
 px_status px_backend_open_cuda(int device, const px_backend_options *options, px_backend **out, px_error *err) {
   *out = NULL;
   PX_TRY(check_device(device, err));
+  struct cudaDeviceProp about;
+  const char *name = name_of(device, &about);
   px_backend *be = calloc(1, sizeof *be);
   px_cuda_state *s = calloc(1, sizeof *s);
   if (!be || !s) {
@@ -196,7 +222,7 @@ px_status px_backend_open_cuda(int device, const px_backend_options *options, px
                      .log = options->log,
                      .profile = options->profile,
                      .time_products = options->time_products,
-                     .emulated = is_emulated(device),
+                     .emulated = strcmp(name, "emulated device") == 0,
                      .computes_bf16 = true};
   s->device = device;
   snprintf(be->device, sizeof be->device, "cuda:%d", device);
@@ -206,12 +232,11 @@ px_status px_backend_open_cuda(int device, const px_backend_options *options, px
       e == cudaSuccess ? PX_OK
                        : px_fail(err, PX_NO_DEVICE, "device cuda:%d does not start: %s", device, cudaGetErrorString(e));
   be->stream = s->stream;
-  if (status == PX_OK) status = px_lt_open(be, &s->lt, err);
+  if (status == PX_OK) status = open_engines(be, options->attention, name, err);
   if (status != PX_OK) {
     px_backend_close(be);
     return status;
   }
-  be->products = px_lt_name(s->lt);
   *out = be;
   return PX_OK;
 }

@@ -44,13 +44,13 @@ static void *open_anywhere(const char *package, const char *name) {
   return handle;
 }
 
-px_status px_cuda_library_open(const char *const *names, const char *package, void **out, px_error *err) {
+px_status px_cuda_library_open(const char *const *names, const char *package, const char *pip, void **out, px_error *err) {
   *out = NULL;
   for (int i = 0; names[i] && !*out; i++) *out = open_anywhere(package, names[i]);
   if (*out) return PX_OK;
   return px_fail(
       err, PX_NO_DEVICE,
       "%s was not found: neither where the loader looks (LD_LIBRARY_PATH), nor in /usr/local/cuda/lib64, nor "
-      "in NVIDIA's Python packages; install it, for example with pip install nvidia-%s",
-      names[0], package);
+      "in NVIDIA's Python packages; install it, for example with pip install %s",
+      names[0], pip);
 }

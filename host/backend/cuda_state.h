@@ -5,6 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "backend/attention_split.h"
 #include "backend/backend.h"
 #include "backend/gemm_cublaslt.h"
 
@@ -13,6 +14,8 @@ typedef struct px_cuda_state {
   cudaStream_t stream; /* PX_QUEUE_COMPUTE */
   cudaStream_t copies; /* PX_QUEUE_COPY */
   px_lt *lt;
+  char products[112];
+  px_attn_split *split; /* NULL: attention is done by our own kernels as a whole */
 } px_cuda_state;
 
 static inline px_cuda_state *px_cuda_own(const px_backend *be) { return be->own; }

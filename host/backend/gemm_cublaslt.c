@@ -51,7 +51,7 @@ static int start(px_lt *lt) {
 px_status px_lt_open(px_backend *be, px_lt **out, px_error *err) {
   static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12", NULL};
   void *library;
-  PX_TRY(px_cuda_library_open(names, "cublas", &library, err));
+  PX_TRY(px_cuda_library_open(names, "cublas", "nvidia-cublas", &library, err));
   px_lt *lt = calloc(1, sizeof *lt);
   if (!lt) return px_fail(err, PX_NO_MEMORY, "no memory");
   lt->be = be;

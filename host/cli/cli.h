@@ -67,12 +67,12 @@ int cli_usage_error(const cli_command *command, const char *format, ...) __attri
 /* Options that every command has. */
 typedef struct cli_common {
   const char *model, *device;
-  int dtype;
+  int dtype, attention;
   int32_t threads;
   bool json, quiet, verbose;
 } cli_common;
 extern cli_common cli_shared;
-extern const char *const cli_dtypes[];
+extern const char *const cli_dtypes[], *const cli_attentions[];
 
 /* Message callback: warnings always, infos unless --quiet, the rest with --verbose. */
 void cli_log(void *user, int level, const char *message);
@@ -103,6 +103,10 @@ void cli_json_number(FILE *out, double value);
        &(d).chat_template, NULL},                                                                                                       \
       {CLI_FLAG, "no-bos", NULL, "Leave out the begin token.", NULL, &(d).no_bos, NULL},                                                \
       {CLI_FLAG, "no-end", NULL, "Leave out the end token after a completion.", NULL, &(d).no_end, NULL}
+
+#define CLI_ATTENTION_OPTION(at)                                                                                                        \
+  {CLI_CHOICE, "attention", "ENGINE", "What does attention on a GPU: fused (kernels of pfx's own), cudnn (cuDNN for the tokens, merged with these for the prefix), or auto.", \
+   "auto: what was measured to be the fastest on the device, else fused", &(at), cli_attentions}
 
 #define CLI_COMMON_OPTIONS                                                                                                              \
   {CLI_SECTION, "Everywhere", NULL, NULL, NULL, NULL, NULL},                                                                            \

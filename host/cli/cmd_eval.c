@@ -25,6 +25,7 @@ static const cli_option options[] = {
     {CLI_SEED, "seed", "N", "Which examples.", "0", &o.shots_seed, NULL},
     {CLI_FLAG, "costs", NULL, "With --json: also seconds, generated tokens and peak memory.", NULL, &with_costs, NULL},
     {CLI_FLAG, "force", NULL, "Use adapters that were trained on other weights.", NULL, &force, NULL},
+    CLI_ATTENTION_OPTION(cli_shared.attention),
     CLI_DATA_OPTIONS(o.rows),
     CLI_COMMON_OPTIONS,
     {0},

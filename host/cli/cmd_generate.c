@@ -32,6 +32,7 @@ static const cli_option options[] = {
     {CLI_INT32, "batch-rows", "N", "Prompts computed at once.", "16", &max_rows, NULL},
     {CLI_INT32, "cache-mb", "N", "Most memory for the keys and values of what is being generated, in megabytes.", "by need, at most 1024", &cache_mb, NULL},
     {CLI_FLAG, "force", NULL, "Use an adapter that was trained on other weights.", NULL, &force, NULL},
+    CLI_ATTENTION_OPTION(cli_shared.attention),
     CLI_COMMON_OPTIONS,
     {0},
 };

@@ -254,6 +254,7 @@ static const cli_option probe_options[] = {
     {CLI_INT32, "reparam", "H", "Their hidden width.", "none", &probe.reparam, NULL},
     {CLI_SEED, "seed", "N", "Of their random numbers.", "0", &probe.seed, NULL},
     {CLI_FLAG, "force", NULL, "Use an adapter that was trained on other weights.", NULL, &force, NULL},
+    CLI_ATTENTION_OPTION(cli_shared.attention),
     CLI_DATA_OPTIONS(probe.rows),
     CLI_COMMON_OPTIONS,
     {0},

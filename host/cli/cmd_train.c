@@ -47,6 +47,7 @@ static const cli_option options[] = {
     {CLI_FLAG, "no-fingerprint", NULL, "Write the adapter byte for byte as PEFT does, without saying which model it belongs to.", NULL, &o.no_fingerprint, NULL},
     {CLI_FLAG, "force", NULL, "Replace a run that is in --out.", NULL, &o.force, NULL},
     {CLI_FLAG, "no-graph", NULL, "On a GPU: launch every operation by itself instead of replaying recorded steps. Slower, same result; for profilers and for looking into a failure.", NULL, &o.no_graph, NULL},
+    CLI_ATTENTION_OPTION(o.attention),
     CLI_DATA_OPTIONS(o.rows),
     CLI_COMMON_OPTIONS,
     {0},
@@ -250,6 +251,7 @@ static int run(int argc, char **argv) {
   if (automatic ? exists(o.out, "run.json") : resume != NULL) return go_on(automatic ? o.out : resume);
   if (!cli_shared.model) cli_shared.model = config_model;
   if (!cli_shared.model || !o.data || !o.out) return cli_usage_error(&cli_train, "train needs --model, --data and --out");
+  cli_shared.attention = (int)o.attention;
   code = cli_open_model(cli_shared.model, (pfx_dtype)cli_shared.dtype, cli_shared.threads, false, &model, &tokenizer);
   if (code == 0) code = pfx_trainer_create(model, tokenizer, &o, &trainer, &err) == PFX_OK ? finish(trainer, o.out) : cli_fail(&err);
   pfx_tokenizer_close(tokenizer);

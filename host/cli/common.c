@@ -10,6 +10,7 @@
 
 cli_common cli_shared = {.device = "cpu"};
 const char *const cli_dtypes[] = {"auto", "f32", "bf16", NULL};
+const char *const cli_attentions[] = {"auto", "fused", "cudnn", NULL};
 const char *const cli_on_long[] = {"error", "cut", "drop", NULL};
 const char *const cli_losses[] = {"completion", "all", NULL};
 int cli_loss;
@@ -35,6 +36,7 @@ int cli_open_model(const char *path, pfx_dtype dtype, int32_t threads, bool text
   o.dtype = dtype;
   o.threads = threads;
   o.device = cli_shared.device;
+  o.attention = (pfx_attention)cli_shared.attention;
   o.log = cli_log;
   *tokenizer = NULL;
   if (threads < 0 || threads > 1024) {

@@ -61,7 +61,7 @@ px_status px_generator_open(const px_model *model, const px_tokenizer *tok, cons
   g->max_blocks = row_pages;
   px_status status = px_backend_open(
       &(px_backend_options){
-          .device = model->be->device, .threads = model->be->threads, .log = options->log, .profile = options->profile, .pack_weights = PX_PACK_ALL},
+          .device = model->be->device, .threads = model->be->threads, .log = options->log, .profile = options->profile, .pack_weights = PX_PACK_ALL, .attention = model->be->attention},
       &g->be, err);
   if (status == PX_OK) status = px_used_open(model, g->be, &g->used, err);
   if (status == PX_OK) status = px_page_pool_open(c, g->be, model->dtype, pages > 0 ? pages : 1, &g->pool, err);

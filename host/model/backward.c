@@ -176,7 +176,9 @@ static void attention_bwd(px_stack *s, int layer, bool own) {
                                             .dq = own ? b->dq : NULL,
                                             .dk = own ? b->dk : NULL,
                                             .dv = own ? b->dv : NULL,
-                                            .workspace = b->attn_workspace});
+                                            .workspace = b->attn_workspace,
+                                            .scratch = b->attn_scratch,
+                                            .scratch_bytes = b->attn_scratch_bytes});
   if (own && s->dk_more) add_more(s, s->dk_more[layer], b->dk);
   if (own && s->dv_more) add_more(s, s->dv_more[layer], b->dv);
 }

@@ -63,7 +63,8 @@ px_attn_shape px_stack_attention(const px_stack *s, int layer) {
                          .q_rows = s->batch.tokens,
                          .k_rows = s->batch.tokens,
                          .q_offsets = s->batch.offsets,
-                         .k_offsets = s->batch.offsets};
+                         .k_offsets = s->batch.offsets,
+                         .longest = (int32_t)s->buffers->plan.request.row_tokens};
   shape.scale = (float)(1.0 / __builtin_sqrt((double)c->head_dim));
   if (s->hooks && s->hooks->segments && s->batch.adapter) {
     shape.adapter = s->batch.adapter;
@@ -175,7 +176,9 @@ static void attention(px_stack *s, int layer) {
                                               .v_stride = kv,
                                               .o_stride = width,
                                               .o = b->o,
-                                              .lse = b->lse});
+                                              .lse = b->lse,
+                                              .scratch = s->buffers->attn_scratch,
+                                              .scratch_bytes = s->buffers->attn_scratch_bytes});
 }
 
 static void feed_forward(px_stack *s, int layer) {

@@ -25,7 +25,7 @@ px_status px_model_open(const char *path, const px_model_options *options, px_mo
   px_model *m = px_calloc(1, sizeof *m);
   if (!m) return px_fail(err, PX_NO_MEMORY, "no memory");
   double start = now();
-  px_status status = px_backend_open(&(px_backend_options){.device = options->device, .threads = options->threads, .log = options->log}, &m->be, err);
+  px_status status = px_backend_open(&(px_backend_options){.device = options->device, .threads = options->threads, .log = options->log, .attention = options->attention}, &m->be, err);
   if (status == PX_OK) status = px_source_open(path, &m->source, err);
   if (status == PX_OK) {
     m->dtype = options->dtype >= 0 ? (px_dtype)options->dtype : m->be->computes_bf16 ? PX_BF16 : PX_F32;

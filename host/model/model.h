@@ -28,6 +28,7 @@ typedef struct px_model_options {
   int dtype;          /* -1: bf16 where the device computes in it, else f32; or PX_F32, PX_BF16 */
   int threads;
   px_log log;
+  px_attention attention;
 } px_model_options;
 
 /* `path`: a Hugging Face folder or a GGUF file. */

@@ -102,6 +102,15 @@ static void place_again(layout *l, const px_config *c, const px_plan_request *r,
   if (down && scaled) b->act_scaled = place(l, "inputs made anew", r->tokens * c->ffn_dim, e);
 }
 
+/* What attention wants beside its workspace: nothing, unless the backend does it in parts. */
+static void place_scratch(layout *l, const px_plan_request *r, px_attn_shape shape, px_buffers *b) {
+  shape.longest = (int32_t)(r->row_tokens ? r->row_tokens : r->tokens);
+  size_t forward = r->be ? px_backend_attention_bytes(r->be, &shape, r->tokens, false) : 0,
+         backward = r->be && r->backward ? px_backend_attention_bytes(r->be, &shape, r->tokens, true) : 0;
+  b->attn_scratch_bytes = forward > backward ? forward : backward;
+  if (b->attn_scratch_bytes) b->attn_scratch = place(l, "attention in parts", (int64_t)b->attn_scratch_bytes, 1);
+}
+
 static void place_all(layout *l, const px_config *c, const px_plan_request *r, px_buffers *b) {
   int64_t t = r->tokens, a = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
   size_t e = px_dtype_bytes(r->dtype, 1);
@@ -138,6 +147,7 @@ static void place_all(layout *l, const px_config *c, const px_plan_request *r, p
   b->act = place(l, "layer scratch", t * c->ffn_dim, e);
   place_again(l, c, r, b);
   if (r->decode) b->decode_workspace = place(l, "attention workspace", (int64_t)px_attn_decode_workspace(&shape, r->seqs), 1);
+  place_scratch(l, r, shape, b);
   b->head_x = place(l, "labelled rows", r->labels * c->dim, e);
   b->head_n = place(l, "labelled rows", r->labels * c->dim, e);
   b->head_rstd = place(l, "labelled rows", r->labels, 4);
@@ -212,7 +222,9 @@ static px_status check_room(const px_config *config, px_backend *be, const px_pl
 px_status px_buffers_open(const px_config *config, px_backend *be, const px_plan_request *request, px_buffers *b,
                           px_error *err) {
   *b = (px_buffers){0};
-  px_plan_make(config, request, &b->plan);
+  px_plan_request own = *request;
+  own.be = be;
+  px_plan_make(config, &own, &b->plan);
   PX_TRY(check_room(config, be, &b->plan, err));
   b->layers = px_calloc((size_t)config->layers, sizeof *b->layers);
   b->memory = px_backend_alloc(be, b->plan.total_bytes);
@@ -223,7 +235,7 @@ px_status px_buffers_open(const px_config *config, px_backend *be, const px_plan
   }
   px_plan counted = {0};
   layout l = {.plan = &counted, .memory = b->memory};
-  place_all(&l, config, request, b);
+  place_all(&l, config, &own, b);
   if (config->learned_positions) return PX_OK;
   size_t bytes = (size_t)request->positions * (size_t)(config->head_dim / 2) * sizeof(float);
   float *tables = malloc(2 * bytes + 1);

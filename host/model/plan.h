@@ -14,6 +14,8 @@ typedef struct px_plan_request {
   int64_t positions;    /* largest position + 1 */
   int64_t logit_rows;   /* rows of logits held at once */
   int64_t segment_rows; /* prefix rows of all adapters together (attention's workspace) */
+  int64_t row_tokens;   /* of one sequence, at most; 0: as many as the batch */
+  px_backend *be;       /* whose attention may want scratch; px_buffers_open fills it in. NULL: none is planned */
   bool backward;        /* keep what backward needs */
   int32_t keep_from;    /* of the layers from here on: none below is trained */
   px_attached attached; /* to the projections */
@@ -63,7 +65,8 @@ typedef struct px_buffers {
   void *dx, *dheads, *dq, *dk, *dv, *attn_workspace; /* backward; dn is n, the activation's gradient is act */
   void *n_again, *act_again, *act_scaled; /* inputs of projections, made anew: [T, dim], [T, ffn_dim] twice; NULL: not needed */
   void *dlow, *dropped;                   /* [T, largest rank], [T, widest input] */
-  void *decode_workspace;
+  void *decode_workspace, *attn_scratch;
+  size_t attn_scratch_bytes;
   void *head_x, *head_n, *head_dn;         /* [labels, dim] */
   float *head_rstd, *head_mean, *row_loss; /* [labels] */
   void *logits;                            /* [logit_rows, vocab] of dtype; float32 where nothing is trained */

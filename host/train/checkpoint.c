@@ -15,7 +15,8 @@ typedef struct state_field {
   void *at;
 } state_field;
 
-enum { FIELD_COUNT = 11 };
+enum { FIELD_COUNT = 11, MOST_FIELDS = FIELD_COUNT + 2 };
+#define ATTENTION "attention" /* the engine: px_attention_name; before all others */
 #define PRODUCTS "products" /* an optional field: px_backend_choices */
 
 /* Sorted by key. */
@@ -62,12 +63,13 @@ static px_status state_tensors(px_run *run, px_arena *arena, state_tensor **out,
   return PX_OK;
 }
 
-/* The fields and, where the device chose among algorithms, what it chose. Returns how many. */
-static int save_fields(px_run *run, const char *products, px_arena *arena, px_meta out[FIELD_COUNT + 1]) {
+/* The fields, the engine of attention and, where the device chose among algorithms, what it chose. Returns how many. */
+static int save_fields(px_run *run, const char *products, px_arena *arena, px_meta out[MOST_FIELDS]) {
   int64_t epoch = run->state.cursor.epoch, row = (int64_t)run->state.cursor.row, early = run->state.early_stopped;
   state_field fields[FIELD_COUNT];
   int n = 0;
   state_fields(&run->state, &epoch, &row, &early, fields);
+  out[n++] = (px_meta){ATTENTION, px_attention_name(run->be->attention)};
   for (int i = 0; i < FIELD_COUNT; i++) { /* numbers in hexadecimal: exact */
     if (products && strcmp(fields[i].key, PRODUCTS) > 0) {
       out[n++] = (px_meta){PRODUCTS, products};
@@ -105,7 +107,7 @@ static px_status save_state(px_run *run, px_error *err) {
         .name = tensors[i].name, .dtype = PX_F32, .dims = 1, .shape = {tensors[i].count}, .data = host, .bytes = bytes};
   }
   if (status == PX_OK) status = px_backend_status(run->be, err);
-  px_meta meta[FIELD_COUNT + 1];
+  px_meta meta[MOST_FIELDS];
   px_buf products = {0};
   if (status == PX_OK) status = px_backend_choices(run->be, &products, err);
   int fields = save_fields(run, products.data, &arena, meta);
@@ -192,7 +194,10 @@ px_status px_run_load(px_run *run, bool *found, px_error *err) {
   if (!*found) return PX_OK;
   PX_TRY(px_safetensors_open(path, &list, &meta, &meta_count, err));
   px_status status = read_fields(run, path, meta, meta_count, err);
-  const char *products = px_meta_get(meta, meta_count, PRODUCTS);
+  const char *products = px_meta_get(meta, meta_count, PRODUCTS), *attention = px_meta_get(meta, meta_count, ATTENTION);
+  if (status == PX_OK && attention && strcmp(attention, px_attention_name(run->be->attention)) != 0)
+    px_log_message(&run->calls->log, PX_LOG_WARN, "not bit-exact: %s was written with --attention %s, and this is %s", path, attention,
+                   px_attention_name(run->be->attention));
   if (status == PX_OK && products) status = px_backend_repeat(run->be, products, err);
   if (status == PX_OK) status = state_tensors(run, &arena, &tensors, &count, err);
   for (size_t i = 0; status == PX_OK && i < count; i++) {

@@ -44,6 +44,7 @@ typedef struct px_run {
   px_rows train, valid;
   px_batches batches;
   px_backend *be;
+  px_attention engine;        /* of a resumed run, as it began; AUTO: a new one */
   px_tune *tune;
   px_step *stepper;           /* NULL where nothing is left to do */
   px_evaluator *evaluator;    /* NULL without --valid */
@@ -69,6 +70,7 @@ typedef struct px_run_record {
   px_train_options resolved; /* as the run had them */
   int dtype, threads;
   int32_t part_sizes[PX_PARTS_MOST]; /* virtual tokens of each part of --tune; 0: it has none */
+  px_attention engine;       /* AUTO: a run of a time before there was a choice */
   const char *base, *data_digest, *valid_digest, *device, *products, *version, *tokenizer; /* tokenizer may be NULL */
 } px_run_record;
 /* dir: the folder of a run, or the file itself under any name. */

@@ -21,7 +21,7 @@ static json_t *part_sizes(const px_run *run) {
 
 static json_t *settings(const px_run *run) {
   const px_train_options *o = &run->options;
-  return json_pack("{s:o s:o s:o s:o s:o s:o s:I s:o s:I s:f s:I s:s s:I s:I s:I s:f s:f s:f s:f s:f s:I s:I s:I s:f s:I s:s s:b s:b s:b s:s s:b s:s}",
+  json_t *all = json_pack("{s:o s:o s:o s:o s:o s:o s:I s:o s:I s:f s:I s:s s:I s:I s:I s:f s:f s:f s:f s:f s:I s:I s:I s:f s:I s:s s:b s:b s:b s:s s:b s:s}",
                    "model", text_or_null(o->model_path), "data", text_or_null(o->data), "valid", text_or_null(o->valid), "out",
                    text_or_null(o->out), "tune", text_or_null(o->tune), "init", text_or_null(o->init), "reparam", (json_int_t)o->reparam,
                    "part_sizes", part_sizes(run), "steps", (json_int_t)o->steps, "lr", o->lr, "warmup",
@@ -32,6 +32,8 @@ static json_t *settings(const px_run *run) {
                    "max_row_tokens", (json_int_t)o->rows.max_row_tokens, "on_long", long_names[o->rows.on_long], "loss_all",
                    o->rows.loss_all, "no_bos", o->rows.no_bos, "no_end", o->rows.no_end, "template", px_template_name(o->rows.chat),
                    "no_fingerprint", o->no_fingerprint, "seed", px_arena_printf((px_arena *)&run->arena, "%llu", (unsigned long long)o->seed));
+  json_object_set_new(all, "attention", json_string(px_attention_name(o->attention)));
+  return all;
 }
 
 /* The options that nobody gave, and what stands for that. */
@@ -67,8 +69,8 @@ static void forget_defaults(const json_t *list, px_train_options *o) {
 }
 
 static px_status json_text(const px_run *run, px_buf *text, px_error *err) {
-  json_t *environment = json_pack("{s:s s:s s:s s:i s:s}", "version", PX_VERSION, "device", run->be->name, "products", run->be->products,
-                                  "threads", run->be->threads, "dtype", px_dtype_name(run->model->dtype));
+  json_t *environment = json_pack("{s:s s:s s:s s:s s:i s:s}", "version", PX_VERSION, "device", run->be->name, "products", run->be->products,
+                                  "attention", px_attention_name(run->be->attention),                                  "threads", run->be->threads, "dtype", px_dtype_name(run->model->dtype));
   static const char *const variables[] = {"OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA",
                                           "ONEDNN_DEFAULT_FPMATH_MODE"};
   for (size_t i = 0; i < sizeof variables / sizeof *variables; i++)
@@ -157,6 +159,15 @@ static void read_sizes(reader *r, int32_t sizes[PX_PARTS_MOST]) {
   }
 }
 
+/* Runs from before there was a choice have no such field. */
+static px_attention get_attention(reader *r) {
+  px_attention attention = PX_ATTENTION_AUTO;
+  const char *name = get_text(r, "attention");
+  if (name && !px_attention_parse(name, &attention) && r->status == PX_OK)
+    r->status = px_fail(r->err, PX_BAD_FILE, "%s: field \"attention\" is damaged", r->name);
+  return attention;
+}
+
 static void read_settings(reader *r, px_train_options *o) {
   o->model_path = get_text(r, "model");
   o->data = get_text(r, "data");
@@ -190,6 +201,7 @@ static void read_settings(reader *r, px_train_options *o) {
   const char *template = get_text(r, "template"), *seed = get_text(r, "seed");
   if (template && r->status == PX_OK) r->status = px_template_parse(template, &o->rows.chat, r->err);
   o->seed = seed ? strtoull(seed, NULL, 10) : 0;
+  o->attention = get_attention(r);
 }
 
 px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out, px_error *err) {
@@ -214,6 +226,7 @@ px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out,
   out->version = get_text(&r, "version");
   out->device = get_text(&r, "device");
   out->products = get_text(&r, "products");
+  out->engine = get_attention(&r);
   out->threads = get_int32(&r, "threads");
   const char *dtype = get_text(&r, "dtype");
   out->dtype = dtype && strcmp(dtype, "bf16") == 0 ? PX_BF16 : PX_F32;

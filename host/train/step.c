@@ -84,6 +84,7 @@ static px_plan_request request_of(const px_step_options *o) {
                        .labels = o->labels,
                        .positions = o->positions,
                        .segment_rows = o->tune->tokens,
+                       .row_tokens = o->positions,
                        .logit_rows = HOST_LOGIT_ROWS,
                        .backward = true,
                        .keep_from = o->tune->hooks.reach.layer,
@@ -93,6 +94,8 @@ static px_plan_request request_of(const px_step_options *o) {
     r.tokens = filled(o->tokens + granule(o->labels, LABELS_LEAST), TOKENS_LEAST);
     r.seqs = filled(o->seqs + 1, SEQS_LEAST);
     r.logit_rows = DEVICE_LOGIT_ROWS;
+    int64_t filling = granule(o->labels, LABELS_LEAST) + granule(r.tokens, TOKENS_LEAST); /* the sequence that fills up */
+    if (r.row_tokens < filling) r.row_tokens = filling;
   }
   if (r.logit_rows > r.labels) r.logit_rows = r.labels;
   return r;

@@ -148,10 +148,15 @@ static px_status settle_rates(px_run *run, px_error *err) {
  * read (what they started from may be gone by then); NULL for a run that starts. */
 static px_status set_up(px_run *run, const int32_t *sizes, px_error *err) {
   px_train_options *o = &run->options;
-  PX_TRY(px_backend_open(
-      &(px_backend_options){
-          .device = run->model->be->device, .threads = run->model->be->threads, .log = run->calls->log, .time_products = true, .pack_weights = run->model->dtype == PX_BF16 ? PX_PACK_ALL : PX_PACK_TRANSPOSED},
-      &run->be, err));
+  px_backend_options backend = {.device = run->model->be->device,
+                                .threads = run->model->be->threads,
+                                .log = run->calls->log,
+                                .time_products = true,
+                                .pack_weights = run->model->dtype == PX_BF16 ? PX_PACK_ALL : PX_PACK_TRANSPOSED,
+                                .attention = run->engine      ? run->engine
+                                             : o->attention   ? o->attention
+                                                              : run->model->be->attention};
+  PX_TRY(px_backend_open(&backend, &run->be, err));
   PX_TRY(px_tune_parse(o->tune, o->init, o->reparam, &run->spec, err));
   run->spec.force = o->force;
   run->spec.restored = sizes != NULL;
@@ -496,6 +501,14 @@ static px_status check_record(px_run *run, const px_run_record *r, px_error *err
   return PX_OK;
 }
 
+/* The attention that the run has had so far; the CPU has but one. */
+static px_attention repeated_engine(const px_run *run, const px_run_record *r) {
+  if (run->model->be->host_visible || !r->engine) return PX_ATTENTION_FUSED;
+  if (r->engine == PX_ATTENTION_CUDNN)
+    px_log_message(&run->calls->log, PX_LOG_WARN, "not bit-exact: cuDNN does not promise the same bits twice, and this run has its attention");
+  return r->engine;
+}
+
 /* What may be given again. */
 static void apply_changes(px_run *run, const px_resume_changes *c) {
   px_train_options *o = &run->options;
@@ -550,6 +563,7 @@ px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const 
     status = check_options(&run.options, err);
   }
   if (status == PX_OK) status = px_run_folder_lock(&run, err);
+  run.engine = repeated_engine(&run, &record);
   if (status == PX_OK) {
     px_run_folder_clean(&run, false);
     status = set_up(&run, px_run_has_state(dir) ? record.part_sizes : NULL, err);

@@ -31,6 +31,7 @@ typedef struct px_train_options {
   bool no_fingerprint, force;
   bool no_graph;             /* operations one by one where a device could replay them; of this process, not of the run */
   uint64_t seed;
+  px_attention attention;    /* AUTO: the model's */
 } px_train_options;
 
 typedef struct px_progress {

@@ -93,6 +93,13 @@ typedef enum pfx_dtype {
                          trained tensors and the optimizer in float32 */
 } pfx_dtype;
 
+/* What does attention on a GPU. */
+typedef enum pfx_attention {
+  PFX_ATTENTION_AUTO = 0,  /* what was measured to be the fastest on the device; fused where nothing was */
+  PFX_ATTENTION_FUSED = 1, /* our own kernels, prefix and tokens in one; the same bits every time */
+  PFX_ATTENTION_CUDNN = 2, /* cuDNN for the tokens, merged with our own kernels for the prefix; what it lacks is fused */
+} pfx_attention;
+
 typedef struct pfx_model_options {
   size_t struct_bytes;
   pfx_dtype dtype;    /* default PFX_DTYPE_AUTO */
@@ -100,6 +107,7 @@ typedef struct pfx_model_options {
   const char *device; /* "cpu" (default), "cuda", or "cuda:N" for the Nth GPU */
   pfx_log_fn log;
   void *log_user;
+  pfx_attention attention; /* default PFX_ATTENTION_AUTO; cuDNN: PFX_NO_DEVICE where it is missing */
 } pfx_model_options;
 
 static inline pfx_model_options pfx_model_options_init(void) {
@@ -272,6 +280,7 @@ typedef struct pfx_train_options {
   void *user;
   pfx_log_fn log;
   void *log_user;
+  pfx_attention attention;         /* default PFX_ATTENTION_AUTO: as the model was opened */
 } pfx_train_options;
 
 static inline pfx_train_options pfx_train_options_init(void) {

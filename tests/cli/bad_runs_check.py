@@ -105,6 +105,22 @@ class BadData(RunCase):
         self.unusable("line 1: a row of text needs a tokenizer; without one only ids and labels")
 
 
+class BadEngines(RunCase):
+    def test_of_the_processor(self):
+        args = ["train", "--model", "model", "--data", "rows.jsonl", "--out", "run"]
+        self.refused([*args, "--attention", "cudnn"], 2, "--attention cudnn is for --device cuda: the CPU has auto and fused")
+        self.misused([*args, "--attention", "flash"], '--attention must be auto, fused or cudnn, not "flash"')
+        self.assertFalse(os.path.exists("run"))
+
+    def test_another_one_given_again(self):
+        self.train("--attention", "fused")
+        self.misused(["train", "--resume", "run", "--attention", "auto"],
+                     "--attention cannot be given again: --resume takes it from run/run.json (--steps, --epochs, --patience, --eval-every and "
+                     "--save-every may change)")
+        out, err = self.pfx("train", "--model", "model", "--data", "rows.jsonl", "--out", "run", "--resume", "auto", "--attention", "auto", code=2)
+        self.assertIn("--attention is not what run began with", err)
+
+
 class BadFolders(RunCase):
     def test_output_folder_that_exists(self):
         os.mkdir("run")

@@ -82,6 +82,28 @@ class Training(Cuda):
                 self.train("--steps", "4", out=f"run{seed}", env=emulated(seed=seed))
                 self.same_result("plain", f"run{seed}")
 
+    def test_the_engine_is_recorded(self):
+        """`auto` is `fused` where nothing was measured; a resumed run repeats what the run has had."""
+        self.train("--steps", "4", "--save-every", "2", out="auto")
+        self.train("--steps", "4", "--save-every", "2", "--attention", "fused", out="fused")
+        self.same_result("auto", "fused")
+        for run in ("auto", "fused"):
+            record = json.loads(read(f"{run}/run.json"))
+            self.assertEqual((record["settings"]["attention"], record["environment"]["attention"]), (run, "fused"))
+            self.assertEqual(command.read_safetensors(f"{run}/checkpoint/pfx_state.safetensors")[1]["attention"], "fused")
+        self.train("--steps", "4", "--save-every", "2", "--stop-after", "2", out="other")
+        record = json.loads(read("other/run.json"))
+        record["environment"]["attention"] = "cudnn"
+        command.write("other/run.json", json.dumps(record).encode())
+        out, err = self.pfx("train", "--resume", "other", "--quiet", code=5)
+        self.assertEqual(err, "pfx: warning: not bit-exact: cuDNN does not promise the same bits twice, and this run has its attention\n"
+                              "pfx: --attention cudnn: an emulated device has no cuDNN; --attention fused needs nothing\n")
+        record["environment"].pop("attention")
+        record["settings"].pop("attention")  # as runs from before there was a choice
+        command.write("other/run.json", json.dumps(record).encode())
+        self.pfx("train", "--resume", "other", "--quiet")
+        self.assertEqual(read("other/adapter_model.safetensors"), read("auto/adapter_model.safetensors"))
+
     def test_where_cublaslt_refuses(self):
         self.train("--steps", "3", out="usual")
         self.train("--steps", "3", out="refused", env=emulated(refuse=1))
@@ -271,6 +293,14 @@ class Failing(Cuda):
         self.refused_with(5, "device cuda:0 has compute capability 7.5; 8.0 (Ampere) is the oldest that pfx runs on",
                           capability=75)
         self.refused_with(2, 'device "cuda:x" is not known: cpu, cuda, or cuda:N for the Nth GPU', device="cuda:x")
+
+    def test_an_engine_that_is_missing(self):
+        message = "--attention cudnn: an emulated device has no cuDNN; --attention fused needs nothing"
+        self.refused(["train", "--model", "model", "--data", "rows.jsonl", "--device", "cuda", "--attention", "cudnn", "--out", "run"], 5, message)
+        self.assertFalse(os.path.exists("run"))
+        for name in ("eval", "generate"):
+            self.refused([name, "--model", "model", "--device", "cuda", "--attention", "cudnn"] + (["--data", "rows.jsonl"] if name == "eval" else []), 5,
+                         message)
 
     def test_a_library_too_old(self):
         """One that has none of the calls, loaded before the stand-in is looked for."""

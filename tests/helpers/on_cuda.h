@@ -9,6 +9,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/attention.h"
+#include "kernels/attention_merge.h"
 #include "kernels/dequant.h"
 #include "kernels/elementwise.h"
 #include "kernels/embed.h"
@@ -87,6 +88,8 @@ static inline int px_on_cuda(int code) {
 #define px_attn_fwd_cpu(...) px_on_cuda(px_attn_fwd_cuda(__VA_ARGS__, NULL))
 #define px_attn_bwd_cpu(...) px_on_cuda(px_attn_bwd_cuda(__VA_ARGS__, NULL))
 #define px_attn_decode_cpu(...) px_on_cuda(px_attn_decode_cuda(__VA_ARGS__, NULL))
+#define px_attn_merge_cpu(...) px_on_cuda(px_attn_merge_cuda(__VA_ARGS__, NULL))
+#define px_attn_ragged_cpu(...) px_on_cuda(px_attn_ragged_cuda(__VA_ARGS__, NULL))
 #define px_act_fwd_cpu(...) px_on_cuda(px_act_fwd_cuda(__VA_ARGS__, NULL))
 #define px_act_bwd_cpu(...) px_on_cuda(px_act_bwd_cuda(__VA_ARGS__, NULL))
 #define px_add_cpu(...) px_on_cuda(px_add_cuda(__VA_ARGS__, NULL))

@@ -88,6 +88,18 @@ static void every_tile_size(void **state) {
   }
 }
 
+/* Whole tiles of rows that see no key: nothing is met between the load of a tile and the result that takes its place. */
+static void tiles_without_any_key(void **state) {
+  (void)state;
+  static const int dims[] = {64, 128, 256, 12}, q_lens[] = {150, 20}, k_lens[] = {0, 20};
+  for (int d = 0; d < 4; d++) {
+    problem p = {.type = PX_BF16, .heads = 2, .kv_heads = 1, .dim = dims[d], .seqs = 2, .mask = PX_MASK_FULL};
+    make(&p, q_lens, k_lens, NULL);
+    compare(&p);
+    release(&p);
+  }
+}
+
 /* Runs forward and backward on `threads` and returns copies of what was written. */
 static void run_copy(problem *p, int threads, float **seg, char **o) {
   int64_t width = (int64_t)p->kv_heads * p->dim;
@@ -196,6 +208,7 @@ int main(void) {
       cmocka_unit_test(long_rows_and_long_prefixes),
       cmocka_unit_test(prefixes_of_1_and_8192_tokens),
       cmocka_unit_test(every_tile_size),
+      cmocka_unit_test(tiles_without_any_key),
       cmocka_unit_test(bits_do_not_depend_on_threads),
       cmocka_unit_test(a_sequence_does_not_see_its_batch),
       cmocka_unit_test(refusals),
