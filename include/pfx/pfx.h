@@ -503,6 +503,71 @@ typedef struct pfx_merge_result {
 PFX_API pfx_status pfx_merge_wait(const char *model, const char *adapter, const char *out, const pfx_merge_options *options,
                                   pfx_merge_result *result, pfx_error *err);
 
+/* ---- Looking inside -------------------------------------------------------------------------------------------------- */
+
+typedef struct pfx_inspect_options {
+  size_t struct_bytes;
+  const char *data;       /* rows to measure on; NULL: a few sentences of the library's own (needs the tokenizer) */
+  pfx_data_options rows;
+  bool all_tokens;        /* average over every token of the rows; else over those that a labelled token is predicted from */
+  int64_t sample_tokens;  /* rows are measured from the first on until they have so many tokens; default 8192; 0: all */
+  int32_t words;          /* nearest vocabulary words of each virtual token; default 5; 0: none are looked for */
+  double dead_below;      /* default 0.01: a virtual token is dead where no query of any head gives it this share */
+  const char *html;       /* file for a self-contained page with heat maps; NULL: none */
+  pfx_cancel_fn cancelled;
+  void *user;
+  pfx_log_fn log;
+  void *log_user;
+} pfx_inspect_options;
+
+static inline pfx_inspect_options pfx_inspect_options_init(void) {
+  pfx_inspect_options o;
+  memset(&o, 0, sizeof o);
+  o.struct_bytes = sizeof o;
+  o.sample_tokens = 8192;
+  o.words = 5;
+  o.dead_below = 0.01;
+  return o;
+}
+
+typedef struct pfx_near_word {
+  int32_t id;       /* -1: none, the vector is zero */
+  float cosine;
+  const char *text; /* as the tokenizer decodes it; NULL without one */
+} pfx_near_word;
+
+/* Lengths (Euclidean) of one head's key or value, averaged over heads and tokens. */
+typedef struct pfx_vector_lengths {
+  double prefix_key, real_key, prefix_value, real_value;
+} pfx_vector_lengths;
+
+/* What a prefix does in a model. Arrays are indexed [layer][head] or [layer][virtual token], the last index fastest.
+ * A share is a part of one query's attention, from 0 to 1. */
+typedef struct pfx_inspection {
+  int32_t layers, heads, kv_heads, head_dim, virtual_tokens;
+  int64_t rows, tokens, queries;   /* measured rows, their tokens, and the queries that were averaged over */
+  int64_t rows_in_data;
+  bool built_in;                   /* measured on the library's own sentences */
+  double dead_below;
+  int32_t dead;                    /* virtual tokens that are dead in every layer that has a prefix */
+  const double *mass;              /* [layers][heads] mean share of the whole prefix */
+  const double *even;              /* [layers] that share if every visible key had the same */
+  const double *slot_mass;         /* [layers][virtual_tokens] mean share over queries and heads */
+  const double *slot_peak;         /* [layers][virtual_tokens] largest share in any query and head */
+  const bool *present;             /* [layers] the layer has a prefix */
+  const pfx_vector_lengths *lengths; /* [layers] */
+  int32_t words;
+  const pfx_near_word *key_words;  /* [virtual_tokens][words] nearest to the first layer's keys, by cosine; NULL: words is 0 */
+  const double *key_usual;         /* [virtual_tokens] mean cosine over the whole vocabulary, to compare with */
+} pfx_inspection;
+
+/* Measures how much attention goes to a prefix, by layer, head and virtual token, how long its keys and values are beside
+ * real ones, and which words its first-layer keys are most like. Check the adapter first. tokenizer NULL: `data` must be
+ * ids rows. *inspection: pfx_inspection_free. */
+PFX_API pfx_status pfx_inspect_adapter_wait(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_adapter *adapter,
+                                            const pfx_inspect_options *options, const pfx_inspection **inspection, pfx_error *err);
+PFX_API void pfx_inspection_free(const pfx_inspection *inspection);
+
 #ifdef __cplusplus
 }
 #endif
