@@ -54,6 +54,7 @@ typedef struct px_run {
   int64_t saved_step;         /* of the newest checkpoint; -1: there is none */
   unsigned defaults;          /* PX_DEFAULT_: options that nobody gave */
   int metrics_fd, lock_fd;    /* -1: none */
+  struct px_tensorboard *tensorboard; /* NULL: none is written */
   size_t made_from;           /* length of the shortest path that was made for the output folder; 0: none was */
   const px_train_callbacks *calls;
   double seconds, started;    /* of this process */
@@ -96,6 +97,12 @@ typedef struct px_metrics_line {
 } px_metrics_line;
 px_status px_metrics_open(px_run *run, px_error *err); /* drops lines beyond run->state.step */
 px_status px_metrics_write(px_run *run, const px_metrics_line *line, px_error *err);
+
+/* tensorboard.c: scalars as an event file that TensorBoard reads, for those who watch runs there. A failure is said once
+ * and ends the writing, never the run. */
+void px_run_tensorboard_open(px_run *run); /* a new file after those that the folder holds */
+void px_run_tensorboard_write(px_run *run, const px_metrics_line *line);
+void px_run_tensorboard_close(px_run *run);
 
 double px_run_lr(const px_run *run, int64_t step);
 uint64_t px_peak_bytes(void);

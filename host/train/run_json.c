@@ -76,7 +76,9 @@ static px_status json_text(const px_run *run, px_buf *text, px_error *err) {
   json_t *digests = json_pack("{s:s s:s s:o s:s s:o}", "model_arch", run->model->fingerprint.arch, "model_base", run->model->fingerprint.base,
                               "tokenizer", text_or_null(run->tok ? px_tokenizer_info_get(run->tok)->digest : NULL), "data", run->train.digest,
                               "valid", text_or_null(run->options.valid ? run->valid.digest : NULL));
-  json_t *root = json_pack("{s:i s:o s:o s:o s:o}", "pfx_run", 1, "settings", settings(run), "defaults", default_names(run), "environment", environment, "digests", digests);
+  json_t *all = settings(run);
+  json_object_set_new(all, "tensorboard", text_or_null(run->options.tensorboard));
+  json_t *root = json_pack("{s:i s:o s:o s:o s:o}", "pfx_run", 1, "settings", all, "defaults", default_names(run), "environment", environment, "digests", digests);
   px_status status = root ? px_json_dump(root, text, err) : px_fail(err, PX_FAILED, "a path of this run is no UTF-8 and cannot be recorded");
   json_decref(root);
   px_buf_puts(text, "\n");
@@ -190,6 +192,7 @@ static void read_settings(reader *r, px_train_options *o) {
   const char *template = get_text(r, "template"), *seed = get_text(r, "seed");
   if (template && r->status == PX_OK) r->status = px_template_parse(template, &o->rows.chat, r->err);
   o->seed = seed ? strtoull(seed, NULL, 10) : 0;
+  o->tensorboard = get_text(r, "tensorboard");
 }
 
 px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out, px_error *err) {

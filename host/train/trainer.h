@@ -31,6 +31,7 @@ typedef struct px_train_options {
   bool no_fingerprint, force;
   bool no_graph;             /* operations one by one where a device could replay them; of this process, not of the run */
   uint64_t seed;
+  const char *tensorboard;   /* folder for event files; NULL: none */
 } px_train_options;
 
 typedef struct px_progress {
@@ -70,6 +71,7 @@ typedef struct px_resume_changes {
   double epochs, max_seconds;
   int32_t patience;
   bool no_graph;
+  const char *tensorboard;
 } px_resume_changes;
 
 /* Reads DIR/run.json (or dir itself, where it is such a file) into *options (strings in *arena), so that the caller can open the model it names. */

@@ -272,6 +272,7 @@ typedef struct pfx_train_options {
   void *user;
   pfx_log_fn log;
   void *log_user;
+  const char *tensorboard;         /* folder for TensorBoard event files; NULL: none. A failure to write is logged and ends no run */
 } pfx_train_options;
 
 static inline pfx_train_options pfx_train_options_init(void) {
@@ -306,7 +307,7 @@ PFX_API pfx_status pfx_run_read(const char *dir, char **model_path, char **devic
 /* The options that a run.json holds, to repeat its run elsewhere (--config). Strings live until pfx_free(*memory). */
 PFX_API pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, char **model_path, void **memory, pfx_error *err);
 /* Goes on with the run in `dir`. Of `changes` (may be NULL) only steps, epochs, patience, eval_every, save_every,
- * stop_after, max_seconds, no_graph and the callbacks are read; zero keeps what the run began with. */
+ * stop_after, max_seconds, no_graph, tensorboard and the callbacks are read; zero keeps what the run began with. */
 PFX_API pfx_status pfx_trainer_resume(const pfx_model *model, const pfx_tokenizer *tokenizer, const char *dir, const pfx_train_options *changes,
                                       pfx_trainer **trainer, pfx_error *err);
 /* Trains to the end, to stop_after, or until cancelled. *result is filled on failure too. */

@@ -274,7 +274,7 @@ class Inspect(command.CommandTest):
         out, err = self.pfx(*good, "--data", "text.jsonl", code=3)
         self.assertIn("text.jsonl: line 1: ", err)
         out, err = self.pfx("inspect", f"{GOLDEN}/qwen3/adapter", "--model", model, "--quiet", "--data", "rows.jsonl", code=4)
-        self.assertIn("this model", err)
+        self.assertRegex(err, r"is for a model of 2 layers, this one has 3\n$")
         out, err = self.pfx("inspect", "rows.jsonl", "--model", model, "--quiet", "--data", "rows.jsonl", code=3)
         self.assertEqual(out, "")
 
