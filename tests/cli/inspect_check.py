@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """`pfx inspect ADAPTER --model M` against the same measurements in plain float64, and what must hold whatever the model."""
+import html.parser
 import json
 import math
+import os
 import shutil
 import struct
 
@@ -131,6 +133,36 @@ def write_prefix(folder, change):
                               {"prompt_embeddings": ("F32", [len(rows), len(rows[0])], struct.pack(f"<{len(flat)}f", *flat))}, meta)
 
 
+class Page(html.parser.HTMLParser):
+    """Open tags, what would be fetched, classes and text of a page."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.fetched, self.classes, self.text = [], set(), [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        attrs = dict(attrs)
+        self.fetched += [attrs[name] for name in ("src", "href", "xlink:href", "data", "action") if name in attrs]
+        self.classes += attrs.get("class", "").split()
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            raise AssertionError(f"</{tag}> closes something else: {self.getpos()}")
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["style"]:
+            assert "url(" not in data and "@import" not in data
+        else:
+            self.text += data
+
+
 class Inspect(command.CommandTest):
     def setUp(self):
         super().setUp()
@@ -257,6 +289,38 @@ class Inspect(command.CommandTest):
         out, err = self.pfx("inspect", f"{GOLDEN}/qwen2/adapter", "--model", model, "--quiet")
         self.assertRegex(out, r"tokens in 8 built-in sentences; --data measures on yours\n")
         self.assertEqual(self.inspect(f"{GOLDEN}/qwen2/adapter", model)["data"], None)
+
+    def test_page(self):
+        """One file that fetches and runs nothing, closes what it opens, and shows names as they are."""
+        model, adapter = copy_model("qwen2"), 'a<script>alert(1)</script>&"\'x'.replace("/", "")
+        shutil.copytree(f"{GOLDEN}/qwen2/adapter", adapter)
+        add_tokenizer(model, 136)
+        path = os.path.join(model, "tokenizer.json")
+        tokenizer = json.loads(read(path))
+        for token in tokenizer["added_tokens"]:
+            if token["id"] != 2:  # the end token, which the settings name
+                tokenizer["model"]["vocab"][f"</td>{token['id']}<b>"] = tokenizer["model"]["vocab"].pop(token["content"])
+                token["content"] = f"</td>{token['id']}<b>"
+        write(path, json.dumps(tokenizer))
+        os.rename("rows.jsonl", "r<i>ows.jsonl")
+        out, err = self.pfx("inspect", adapter, "--model", model, "--data", "r<i>ows.jsonl", "--html", "page.html", "--words", "40", "--json",
+                            *F32)
+        page, seen = Page(), json.loads(out)
+        page.feed(read("page.html").decode())
+        page.close()
+        self.assertEqual(page.open, [])
+        self.assertFalse(page.tags & {"script", "link", "img", "iframe", "object", "embed", "i"})
+        self.assertEqual(page.fetched, [])
+        self.assertIn(f"Inside {adapter}", page.text)
+        self.assertIn("r<i>ows.jsonl", page.text)
+        self.assertRegex(page.text, r"</td>\d+<b>")
+        cells = seen["layers"] * (seen["heads"] + seen["virtual_tokens"] + 1)  # and the mean of each layer's heads
+        self.assertEqual(page.classes.count("cell"), cells)
+        self.assertEqual(page.classes.count("dead"), sum(peak < seen["dead_below"] for row in seen["token_peak"] for peak in row))
+        self.assertNotRegex(page.text, "nan|inf")
+        for layer, row in enumerate(seen["mass"]):
+            for head, mass in enumerate(row):
+                self.assertIn(f"layer {layer}, head {head}: {100 * mass:.2f} %", page.text)
 
     def test_bad_input(self):
         model, adapter = copy_model("qwen2"), f"{GOLDEN}/qwen2/adapter"
