@@ -68,13 +68,11 @@ static px_status make_one_hot(looker *w, int32_t tokens, px_error *err) {
 static px_status make_segments(looker *w, px_arena *arena, px_error *err) {
   int32_t layers = px_model_config(w->model)->layers;
   size_t chunk_bytes = px_dtype_bytes(w->model->dtype, (size_t)(w->prefix.tokens * kv_width(px_model_config(w->model))));
-  px_kv_segment *own = px_arena_alloc(arena, (size_t)layers, sizeof *own);
+  const px_kv_segment *own = w->prefix.segments; /* in host memory, naming backend memory */
   px_kv_segment *host = px_arena_alloc(arena, (size_t)(layers * w->chunks), sizeof *host);
   w->lens = px_arena_alloc(arena, (size_t)layers, sizeof *w->lens);
   w->segments = px_backend_alloc(w->be, (size_t)(layers * w->chunks) * sizeof *host);
-  if (!own || !host || !w->lens || !w->segments) return px_fail(err, PX_NO_MEMORY, "no memory");
-  px_backend_read(w->be, own, w->prefix.segments, (size_t)layers * sizeof *own);
-  PX_TRY(px_backend_status(w->be, err));
+  if (!host || !w->lens || !w->segments) return px_fail(err, PX_NO_MEMORY, "no memory");
   for (int32_t l = 0; l < layers; l++) {
     w->lens[l] = own[l].len;
     for (int32_t n = 0; n < w->chunks; n++)
