@@ -28,6 +28,7 @@ typedef struct job {
   pfx_inspect_options options;
   px_log log;
   px_backend *be;
+  px_tune *tune;
   px_rows rows;
   px_inspection *out;
 } job;
@@ -94,14 +95,21 @@ static px_status name_words(job *j, const px_near_word *from, size_t count, cons
 }
 
 static px_status find_words(job *j, px_error *err) {
-  size_t tokens = (size_t)j->adapter->tokens, count = tokens * (size_t)j->options.words;
+  pfx_inspection *i = &j->out->seen;
+  const px_adapter_part *prompt = px_adapter_find(j->adapter, PX_PART_PROMPT);
+  int32_t top = j->options.words, keys = i->first_token[0] < i->prefix_tokens ? i->prefix_tokens : 0;
+  size_t count = (size_t)i->virtual_tokens * (size_t)top;
   px_near_word *words = px_arena_alloc(&j->out->arena, count, sizeof *words);
-  double *usual = px_arena_alloc(&j->out->arena, tokens, sizeof *usual);
+  double *usual = px_arena_alloc(&j->out->arena, (size_t)i->virtual_tokens, sizeof *usual);
   if (!words || !usual) return px_fail(err, PX_NO_MEMORY, "no memory");
-  PX_TRY(px_near_first_keys(j->model, j->be, j->adapter, j->options.words, words, usual, err));
-  j->out->seen.words = j->options.words;
-  j->out->seen.key_usual = usual;
-  return name_words(j, words, count, &j->out->seen.key_words, err);
+  for (size_t w = 0; w < count; w++) words[w] = (px_near_word){-1, 0}; /* a prefix without the first layer has no words */
+  if (keys) PX_TRY(px_near_first_keys(j->model, j->be, j->adapter->values, keys, top, words, usual, err));
+  if (prompt)
+    PX_TRY(px_near_embeddings(j->model, j->be, prompt->tensors[0].values, i->virtual_tokens - i->prefix_tokens, top,
+                              words + (int64_t)i->prefix_tokens * top, usual + i->prefix_tokens, err));
+  i->words = top;
+  i->usual_cosine = usual;
+  return name_words(j, words, count, &i->near_words, err);
 }
 
 static int32_t count_dead(const pfx_inspection *i) {
@@ -120,7 +128,7 @@ static px_status measure(job *j, px_error *err) {
   px_look look;
   px_look_options options = {.all_tokens = j->options.all_tokens, .most_tokens = j->options.sample_tokens, .cancelled = j->options.cancelled,
                              .user = j->options.user};
-  PX_TRY(px_look_inside(j->model, j->be, &j->rows, j->adapter, &options, &j->out->arena, &look, err));
+  PX_TRY(px_look_inside(j->model, j->be, &j->rows, j->tune, &options, &j->out->arena, &look, err));
   pfx_vector_lengths *lengths = px_arena_alloc(&j->out->arena, (size_t)look.layers, sizeof *lengths);
   if (!lengths) return px_fail(err, PX_NO_MEMORY, "no memory");
   for (int l = 0; l < look.layers; l++)
@@ -129,7 +137,8 @@ static px_status measure(job *j, px_error *err) {
                         .virtual_tokens = look.tokens, .rows = look.rows, .tokens = look.real_tokens, .queries = look.queries,
                         .rows_in_data = (int64_t)j->rows.count, .built_in = !j->options.data, .dead_below = j->options.dead_below,
                         .mass = look.mass, .even = look.even, .slot_mass = look.slot_mass, .slot_peak = look.slot_peak,
-                        .present = look.present, .lengths = lengths};
+                        .first_token = look.first, .lengths = lengths,
+                        .prefix_tokens = px_tune_prefix_tokens(j->tune)};
   i->dead = count_dead(i);
   return j->options.words > 0 ? find_words(j, err) : PX_OK;
 }
@@ -149,6 +158,10 @@ static px_status run(job *j, px_error *err) {
   if (!(o->dead_below >= 0 && o->dead_below <= 1)) return px_fail(err, PX_INVALID, "--dead-below is a share: it must be from 0 to 1");
   if (o->html) PX_TRY(px_out_check(o->html, err));
   PX_TRY(px_backend_open(&(px_backend_options){.device = j->model->be->device, .threads = j->model->be->threads, .log = j->log}, &j->be, err));
+  if (j->adapter->tokens == 0)
+    return px_fail(err, PX_INVALID, "%s is %s: it has no virtual tokens (a prefix or a prompt has) whose attention could be measured", j->adapter->path,
+                   j->adapter->kind);
+  PX_TRY(px_tune_open_adapter(j->model, j->be, j->adapter, false, &j->tune, err));
   PX_TRY(read_rows(j, err));
   PX_TRY(measure(j, err));
   return o->html ? write_page(j, err) : PX_OK;
@@ -163,6 +176,7 @@ pfx_status pfx_inspect_adapter_wait(const pfx_model *model, const pfx_tokenizer 
   j.out = px_calloc(1, sizeof *j.out);
   px_status status = j.out ? run(&j, px_api_error(err)) : px_fail(px_api_error(err), PX_NO_MEMORY, "no memory");
   px_rows_free(&j.rows);
+  px_tune_close(j.tune);
   px_backend_close(j.be);
   if (status == PX_OK)
     *inspection = &j.out->seen;

@@ -129,9 +129,10 @@ static void put_heat_map(px_buf *out, heat_map m) {
     px_buf_printf(out, "<text x=\"%d\" y=\"28\" text-anchor=\"middle\">mean</text>", MAP_LEFT + m.cols * m.width + m.width / 2 + MAP_GAP);
   for (int l = 0; l < i->layers; l++) {
     px_buf_printf(out, "<text x=\"38\" y=\"%d\" text-anchor=\"end\">%d</text>", MAP_TOP + l * m.height + m.height / 2 + 4, l);
-    for (int c = 0; i->present[l] && c < m.cols; c++) put_cell(out, &m, l, c);
-    if (i->present[l] && m.with_numbers) put_mean(out, &m, l);
-    if (!i->present[l]) px_buf_printf(out, "<text x=\"%d\" y=\"%d\">no prefix</text>", MAP_LEFT + 4, MAP_TOP + l * m.height + m.height / 2 + 4);
+    bool empty = i->first_token[l] == i->virtual_tokens;
+    for (int c = m.crossed ? i->first_token[l] : 0; !empty && c < m.cols; c++) put_cell(out, &m, l, c);
+    if (!empty && m.with_numbers) put_mean(out, &m, l);
+    if (empty) px_buf_printf(out, "<text x=\"%d\" y=\"%d\">none here</text>", MAP_LEFT + 4, MAP_TOP + l * m.height + m.height / 2 + 4);
   }
   px_buf_printf(out, "<rect class=\"frame\" x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\"/></svg></div>", MAP_LEFT - 1, MAP_TOP - 1, m.cols * m.width + 1,
                 i->layers * m.height + 1);
@@ -152,10 +153,10 @@ static void put_line(px_buf *out, const pfx_inspection *i, int field, const char
   const double *values = &i->lengths[0].prefix_key;
   px_buf_printf(out, "<polyline class=\"%s\" points=\"", style_class);
   for (int l = 0; l < i->layers; l++)
-    if (i->present[l] || field % 2) px_buf_printf(out, "%.1f,%.1f ", chart_x(i, l), chart_y(values[l * 4 + field], top));
+    if (i->first_token[l] < i->virtual_tokens || field % 2) px_buf_printf(out, "%.1f,%.1f ", chart_x(i, l), chart_y(values[l * 4 + field], top));
   px_buf_puts(out, "\"/>");
   for (int l = 0; l < i->layers; l++)
-    if (i->present[l] || field % 2)
+    if (i->first_token[l] < i->virtual_tokens || field % 2)
       px_buf_printf(out, "<circle class=\"d%s\" cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\"><title>layer %d: %.4g</title></circle>", style_class, chart_x(i, l),
                     chart_y(values[l * 4 + field], top), l, values[l * 4 + field]);
 }
@@ -165,7 +166,7 @@ static void put_lengths(px_buf *out, const pfx_inspection *i, int field, const c
   double top = 0;
   for (int l = 0; l < i->layers; l++) top = fmax(top, fmax(values[l * 4 + field], values[l * 4 + field + 1]));
   top = round_up(top);
-  px_buf_printf(out, "<figure><svg role=\"img\" aria-label=\"Mean length of %s by layer, of the prefix and of real tokens\" viewBox=\"0 0 %d %d\">", what,
+  px_buf_printf(out, "<figure><svg role=\"img\" aria-label=\"Mean length of %s by layer, of virtual and of real tokens\" viewBox=\"0 0 %d %d\">", what,
                 CHART_WIDTH, CHART_HEIGHT);
   for (int tick = 0; tick <= 4; tick++) {
     double y = chart_y(tick * top / 4, top);
@@ -178,15 +179,15 @@ static void put_lengths(px_buf *out, const pfx_inspection *i, int field, const c
   px_buf_printf(out, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">layer</text>", CHART_WIDTH - 8, CHART_HEIGHT - 6);
   put_line(out, i, field + 1, "b", top);
   put_line(out, i, field, "a", top);
-  px_buf_printf(out, "</svg><figcaption>Mean length of %s, one head&#8217;s vector. <span class=\"what\"><span class=\"key\"></span> prefix</span> "
+  px_buf_printf(out, "</svg><figcaption>Mean length of %s, one head&#8217;s vector. <span class=\"what\"><span class=\"key\"></span> virtual tokens</span> "
                      "<span class=\"what\"><span class=\"key two\"></span> real tokens</span>"
                      "</figcaption></figure>", what);
 }
 
 static void put_words(px_buf *out, const pfx_inspection *i, int slot) {
-  px_buf_printf(out, "<td>%.2f</td><td class=\"words\">", i->key_usual[slot]);
+  px_buf_printf(out, "<td>%.2f</td><td class=\"words\">", i->usual_cosine[slot]);
   for (int k = 0; k < i->words; k++) {
-    const pfx_near_word *w = &i->key_words[slot * i->words + k];
+    const pfx_near_word *w = &i->near_words[slot * i->words + k];
     if (w->id < 0) continue;
     px_buf_puts(out, "<span class=\"word\"><code><bdi>");
     if (w->text)
@@ -200,7 +201,7 @@ static void put_words(px_buf *out, const pfx_inspection *i, int slot) {
 
 static void put_table(px_buf *out, const pfx_inspection *i) {
   px_buf_puts(out, "<div class=\"scroll\" tabindex=\"0\"><table><thead><tr><th>token</th><th>mean<br>share %</th><th>largest<br>share %</th><th>layers<br>alive</th>");
-  px_buf_puts(out, i->words ? "<th>usual<br>cosine</th><th>nearest words of its first-layer key</th></tr></thead><tbody>\n" : "</tr></thead><tbody>\n");
+  px_buf_puts(out, i->words ? "<th>usual<br>cosine</th><th>nearest words</th></tr></thead><tbody>\n" : "</tr></thead><tbody>\n");
   for (int t = 0; t < i->virtual_tokens; t++) {
     double mean = 0, most = 0;
     int alive = 0;
@@ -208,7 +209,7 @@ static void put_table(px_buf *out, const pfx_inspection *i) {
       double peak = i->slot_peak[l * i->virtual_tokens + t];
       mean += i->slot_mass[l * i->virtual_tokens + t] / i->layers;
       most = fmax(most, peak);
-      alive += i->present[l] && peak >= i->dead_below;
+      alive += t >= i->first_token[l] && peak >= i->dead_below;
     }
     px_buf_printf(out, "<tr><td>%d</td><td>%.2f</td><td>%.2f</td>", t, 100 * mean, 100 * most);
     if (alive)
@@ -226,9 +227,9 @@ static void put_facts(px_buf *out, const pfx_inspection *i) {
   double even = mean_of(i->even, i->layers);
   for (int l = 0; l < i->layers; l++)
     if (mean_of(i->mass + l * i->heads, i->heads) > mean_of(i->mass + strongest * i->heads, i->heads)) strongest = l;
-  px_buf_printf(out, "<div class=\"facts\"><div><b>%.1f %%</b><span>of attention goes to the prefix, over all layers and heads (%.1f %% if spread evenly)</span></div>",
+  px_buf_printf(out, "<div class=\"facts\"><div><b>%.1f %%</b><span>of attention goes to virtual tokens, over all layers and heads (%.1f %% if spread evenly)</span></div>",
                 100 * mean_of(i->mass, i->layers * i->heads), 100 * even);
-  px_buf_printf(out, "<div><b>layer %d</b><span>looks at it most: %.1f %%</span></div>", strongest, 100 * mean_of(i->mass + strongest * i->heads, i->heads));
+  px_buf_printf(out, "<div><b>layer %d</b><span>looks at them most: %.1f %%</span></div>", strongest, 100 * mean_of(i->mass + strongest * i->heads, i->heads));
   px_buf_printf(out, "<div><b>%d of %d</b><span>virtual tokens are dead: no query gives them %g %%</span></div>", i->dead, i->virtual_tokens, 100 * i->dead_below);
   px_buf_printf(out, "<div><b>%lld</b><span>queries measured, in %lld rows of %lld tokens</span></div></div>\n", (long long)i->queries, (long long)i->rows,
                 (long long)i->tokens);
@@ -240,7 +241,7 @@ static void put_head(px_buf *out, const pfx_inspection *i, const px_model *model
   put_text(out, adapter->path);
   px_buf_printf(out, "</title><style>\n%s</style></head><body><main>\n<h1>Inside ", style);
   put_text(out, adapter->path);
-  px_buf_printf(out, "</h1>\n<p class=\"soft\">A prefix of %d virtual tokens in <bdi>", i->virtual_tokens);
+  px_buf_printf(out, "</h1>\n<p class=\"soft\">%s: %d virtual tokens in <bdi>", adapter->kind, i->virtual_tokens);
   put_text(out, model->source.path);
   px_buf_puts(out, "</bdi>, measured on ");
   if (data) {
@@ -256,17 +257,17 @@ static void put_head(px_buf *out, const pfx_inspection *i, const px_model *model
 void px_look_page(const pfx_inspection *i, const px_model *model, const px_adapter *adapter, const char *data, px_buf *out) {
   put_head(out, i, model, adapter, data);
   put_facts(out, i);
-  px_buf_puts(out, "<section><h2>Attention on the prefix</h2><p class=\"soft\">The part of a query&#8217;s attention that the whole prefix gets, mean over queries. A pale "
-                   "row is a layer that the prefix hardly reaches; a full cell is a head that looks at little else.</p>");
-  put_heat_map(out, (heat_map){.of = i, .values = i->mass, .cols = i->heads, .title = "Attention on the prefix by layer and head", .across = "head"});
-  px_buf_puts(out, "</section>\n<section><h2>Virtual tokens</h2><p class=\"soft\">The same, token by token, mean over queries and heads. ");
+  px_buf_puts(out, "<section><h2>Attention on the virtual tokens</h2><p class=\"soft\">The part of a query&#8217;s attention that all of them get together, mean over queries. "
+                   "A pale row is a layer that they hardly reach; a full cell is a head that looks at little else.</p>");
+  put_heat_map(out, (heat_map){.of = i, .values = i->mass, .cols = i->heads, .title = "Attention on the virtual tokens by layer and head", .across = "head"});
+  px_buf_puts(out, "</section>\n<section><h2>One by one</h2><p class=\"soft\">The same, token by token, mean over queries and heads. ");
   px_buf_printf(out, "A cross: no query of any head in that layer gave the token %g %%.</p>", 100 * i->dead_below);
   put_heat_map(out, (heat_map){.of = i, .values = i->slot_mass, .crossed = i->slot_peak, .cols = i->virtual_tokens, .roots = true,
                                .title = "Share of each virtual token by layer", .across = "virtual token"});
   put_table(out, i);
   if (i->words)
-    px_buf_puts(out, "<p class=\"soft\">Nearest: vocabulary words whose own key in the first layer, at the same position, has the largest cosine with the prefix&#8217;s. "
-                     "Usual is the mean over the whole vocabulary: a cosine near it says nothing. Deeper layers have no such words.</p>");
+    px_buf_puts(out, "<p class=\"soft\">Nearest, by cosine: for a prefix vocabulary words whose own key in the first layer, at the same position, is most like the "
+                     "prefix&#8217;s; for a prompt the embeddings most like its rows. Usual is the mean over the whole vocabulary: a cosine near it says nothing.</p>");
   px_buf_puts(out, "</section>\n<section><h2>Lengths</h2><p class=\"soft\">Keys much longer than real ones draw or repel attention whatever the query; long values change "
                    "the output much for little attention.</p><div class=\"pair\">");
   put_lengths(out, i, 0, "keys");

@@ -79,7 +79,7 @@ static int run(int argc, char **argv) {
   for (const cli_option *each = options; each->name; each++) {
     bool allowed = each->kind == CLI_SECTION || !cli_given(&cli_inspect, each->name);
     for (size_t i = 0; !allowed && i < sizeof may / sizeof *may; i++) allowed = strcmp(may[i], each->name) == 0;
-    if (!allowed) return cli_usage_error(&cli_inspect, "--%s measures an adapter in a model: give --model, too", each->name);
+    if (!allowed) return cli_usage_error(&cli_inspect, "inspect needs --model for --%s: it measures an adapter in a model", each->name);
   }
   return look_at_paths(&rest);
 }

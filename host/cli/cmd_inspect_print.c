@@ -17,7 +17,7 @@ static double peak_of(const pfx_inspection *i, int slot, int *alive) {
   *alive = 0;
   for (int l = 0; l < i->layers; l++) {
     if (peak(i, l, slot) > most) most = peak(i, l, slot);
-    *alive += i->present[l] && peak(i, l, slot) >= i->dead_below;
+    *alive += slot >= i->first_token[l] && peak(i, l, slot) >= i->dead_below;
   }
   return most;
 }
@@ -39,16 +39,16 @@ static void where(const pfx_inspection *i, const char *data, FILE *out) {
 }
 
 static void layers(const pfx_inspection *i, FILE *out) {
-  fprintf(out, "\nAttention on the prefix, percent (even: if all visible keys had the same share), and mean lengths:\n");
-  fprintf(out, "layer  mean  even  dead  key: prefix    real  value: prefix    real   by head\n");
+  fprintf(out, "\nAttention on the virtual tokens, percent (even: if all visible keys had the same share), and mean lengths:\n");
+  fprintf(out, "layer  mean  even  dead  key: virtual   real  value: virtual   real   by head\n");
   for (int l = 0; l < i->layers; l++) {
     const pfx_vector_lengths *n = &i->lengths[l];
     int dead = 0;
-    if (!i->present[l]) {
-      fprintf(out, "%5d  no prefix in this layer\n", l);
+    if (i->first_token[l] == i->virtual_tokens) {
+      fprintf(out, "%5d  no virtual tokens in this layer\n", l);
       continue;
     }
-    for (int t = 0; t < i->virtual_tokens; t++) dead += peak(i, l, t) < i->dead_below;
+    for (int t = i->first_token[l]; t < i->virtual_tokens; t++) dead += peak(i, l, t) < i->dead_below;
     fprintf(out, "%5d %5.1f %5.1f %5d %12.3g %7.3g %14.3g %7.3g  ", l, 100 * mean_mass(i, l), 100 * i->even[l], dead, n->prefix_key, n->real_key,
             n->prefix_value, n->real_value);
     for (int h = 0; h < i->heads; h++) fprintf(out, " %3.0f", 100 * i->mass[l * i->heads + h]);
@@ -73,15 +73,15 @@ static void word_text(const pfx_near_word *w, FILE *out) {
 static void slots(const pfx_inspection *i, FILE *out) {
   fprintf(out, "\nVirtual tokens: mean and largest share of a query's attention in percent, layers with more than %g",
           100 * i->dead_below);
-  if (i->words > 0) fprintf(out, "; nearest words of the first layer's keys, by cosine (usual: mean over the vocabulary)");
+  if (i->words > 0) fprintf(out, "; nearest words by cosine, of a prefix's keys in the first layer or of a prompt's rows (usual: mean over the vocabulary)");
   fprintf(out, "\ntoken   mean  largest  layers%s\n", i->words > 0 ? "  usual  nearest" : "");
   for (int t = 0; t < i->virtual_tokens; t++) {
     int alive;
     double most = peak_of(i, t, &alive);
     fprintf(out, "%5d %6.2f %8.2f  %6d", t, 100 * slot_mean(i, t), 100 * most, alive);
-    if (i->words > 0) fprintf(out, "  %5.2f ", i->key_usual[t]);
+    if (i->words > 0) fprintf(out, "  %5.2f ", i->usual_cosine[t]);
     for (int k = 0; k < i->words && k < 3; k++)
-      if (i->key_words[t * i->words + k].id >= 0) word_text(&i->key_words[t * i->words + k], out);
+      if (i->near_words[t * i->words + k].id >= 0) word_text(&i->near_words[t * i->words + k], out);
     fprintf(out, "%s\n", alive ? "" : "  dead");
   }
 }
@@ -130,8 +130,8 @@ static void put_layers(const pfx_inspection *i, FILE *out) {
                   {"prefix_key_length", n->prefix_key}, {"real_key_length", n->real_key},
                   {"prefix_value_length", n->prefix_value}, {"real_value_length", n->real_value}};
     int dead = 0;
-    for (int t = 0; t < i->virtual_tokens; t++) dead += i->present[l] && peak(i, l, t) < i->dead_below;
-    fprintf(out, "%s{\"layer\": %d, \"prefix\": %s, \"dead\": %d", l ? ", " : "", l, i->present[l] ? "true" : "false", dead);
+    for (int t = i->first_token[l]; t < i->virtual_tokens; t++) dead += peak(i, l, t) < i->dead_below;
+    fprintf(out, "%s{\"layer\": %d, \"first_token\": %d, \"dead\": %d", l ? ", " : "", l, i->first_token[l], dead);
     for (size_t f = 0; f < sizeof fields / sizeof *fields; f++) {
       fprintf(out, ", \"%s\": ", fields[f].name);
       cli_json_number(out, fields[f].value);
@@ -146,17 +146,17 @@ static void put_slots(const pfx_inspection *i, FILE *out) {
   for (int t = 0; t < i->virtual_tokens; t++) {
     int alive;
     double most = peak_of(i, t, &alive);
-    fprintf(out, "%s{\"token\": %d, \"mean_share\": ", t ? ", " : "", t);
+    fprintf(out, "%s{\"token\": %d, \"of\": \"%s\", \"mean_share\": ", t ? ", " : "", t, t < i->prefix_tokens ? "prefix" : "prompt");
     cli_json_number(out, slot_mean(i, t));
     fputs(", \"largest_share\": ", out);
     cli_json_number(out, most);
     fprintf(out, ", \"layers_alive\": %d, \"dead\": %s", alive, most < i->dead_below ? "true" : "false");
     if (i->words > 0) {
       fputs(", \"usual_cosine\": ", out);
-      cli_json_number(out, i->key_usual[t]);
+      cli_json_number(out, i->usual_cosine[t]);
       fputs(", \"nearest\": [", out);
       for (int k = 0, shown = 0; k < i->words; k++) {
-        const pfx_near_word *w = &i->key_words[t * i->words + k];
+        const pfx_near_word *w = &i->near_words[t * i->words + k];
         if (w->id < 0) continue;
         fprintf(out, "%s{\"id\": %d, \"cosine\": ", shown++ ? ", " : "", w->id);
         cli_json_number(out, (double)w->cosine);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * After a forward pass that kept every layer's queries and log-sum-exps, attention runs again over the prefix alone
- * (no own keys): exp(lse of the prefix - lse of all) is the prefix's mass. Its values are one-hot then, value t of
- * virtual token t, so that the output is each virtual token's share of that mass, head_dim of them at a time. */
+ * After a forward pass that kept every layer's queries and log-sum-exps, attention runs again over the virtual tokens alone
+ * (no own keys): exp(their lse - lse of all) is their mass. Their values are one-hot then, so that the output is each one's
+ * share of that mass, head_dim of them at a time. */
 #include "train/look_inside.h"
 
 #include <math.h>
@@ -17,10 +17,10 @@ typedef struct looker {
   const px_look_options *options;
   px_batches batches;
   px_buffers buffers;
-  px_prefix prefix;
+  const px_tune *tune;
   int32_t chunks;          /* one-hot passes a layer */
   px_kv_segment *segments; /* backend memory [layers][chunks] */
-  int32_t *lens;           /* [layers] rows of the layer's prefix, host */
+  int32_t *lens;           /* [layers] virtual tokens in the layer, host */
   void *one_hot;           /* backend memory [chunks][P, width] of the model's type */
   int32_t *no_keys;        /* backend memory [seqs + 1]: offsets of zero own keys */
   float *lse;              /* backend memory [heads, tokens] */
@@ -37,9 +37,10 @@ static float element(const void *p, px_dtype type, int64_t i) {
 static int64_t q_width(const px_config *c) { return (int64_t)c->heads * c->head_dim; }
 static int64_t kv_width(const px_config *c) { return (int64_t)c->kv_heads * c->head_dim; }
 
-/* Chunk n of the one-hot values: of virtual tokens from n * head_dim on, token t has a one at dimension t - n * head_dim
- * of every head. */
-static px_status make_one_hot(looker *w, int32_t tokens, px_error *err) {
+/* Chunk n of the one-hot values: of a layer's virtual tokens from n * head_dim on, the t-th has a one at dimension
+ * t - n * head_dim of every head. */
+static px_status make_one_hot(looker *w, px_error *err) {
+  int32_t tokens = w->tune->tokens;
   const px_config *c = px_model_config(w->model);
   px_dtype type = w->model->dtype;
   int64_t width = kv_width(c), count = w->chunks * tokens * width;
@@ -64,17 +65,18 @@ static px_status make_one_hot(looker *w, int32_t tokens, px_error *err) {
   return px_backend_status(w->be, err);
 }
 
-/* The prefix's own segments with one-hot values instead of theirs. */
+/* The segments that the forward pass reads, with one-hot values instead of theirs. */
 static px_status make_segments(looker *w, px_arena *arena, px_error *err) {
   int32_t layers = px_model_config(w->model)->layers;
-  size_t chunk_bytes = px_dtype_bytes(w->model->dtype, (size_t)(w->prefix.tokens * kv_width(px_model_config(w->model))));
-  const px_kv_segment *own = w->prefix.segments; /* in host memory, naming backend memory */
+  size_t chunk_bytes = px_dtype_bytes(w->model->dtype, (size_t)(w->tune->tokens * kv_width(px_model_config(w->model))));
+  const px_kv_segment *own = w->tune->segments_host;
   px_kv_segment *host = px_arena_alloc(arena, (size_t)(layers * w->chunks), sizeof *host);
   w->lens = px_arena_alloc(arena, (size_t)layers, sizeof *w->lens);
   w->segments = px_backend_alloc(w->be, (size_t)(layers * w->chunks) * sizeof *host);
   if (!host || !w->lens || !w->segments) return px_fail(err, PX_NO_MEMORY, "no memory");
   for (int32_t l = 0; l < layers; l++) {
     w->lens[l] = own[l].len;
+    w->out->first[l] = w->tune->tokens - own[l].len;
     for (int32_t n = 0; n < w->chunks; n++)
       host[l * w->chunks + n] = (px_kv_segment){
           .k = own[l].k, .v = (char *)w->one_hot + (size_t)n * chunk_bytes, .stride = own[l].stride, .len = own[l].len};
@@ -83,27 +85,27 @@ static px_status make_segments(looker *w, px_arena *arena, px_error *err) {
   return px_backend_status(w->be, err);
 }
 
-static px_status open_looker(looker *w, const px_rows *rows, const px_adapter *adapter, px_arena *arena, px_error *err) {
+static px_status open_looker(looker *w, const px_rows *rows, px_arena *arena, px_error *err) {
   const px_config *c = px_model_config(w->model);
-  PX_TRY(px_prefix_open(c, w->be, w->model->dtype, adapter->values, adapter->tokens, &w->prefix, err));
-  w->chunks = (adapter->tokens + c->head_dim - 1) / c->head_dim;
+  int32_t virtual = w->tune->tokens;
+  w->chunks = (virtual + c->head_dim - 1) / c->head_dim;
   PX_TRY(px_batches_open(rows, &(px_batch_options){.batch_tokens = LOOK_TOKENS}, &w->batches, err));
   px_batch_extent x = px_batches_walk(&w->batches, (px_cursor){0}, px_batches_per_epoch(&w->batches, 0));
   px_plan_request request = {.dtype = w->model->dtype, .tokens = x.most_tokens, .seqs = x.most_rows, .labels = x.most_labels,
-                             .positions = adapter->tokens + (int64_t)rows->longest, .segment_rows = adapter->tokens,
-                             .logit_rows = 1, .backward = true};
+                             .positions = virtual + (int64_t)rows->longest, .segment_rows = virtual,
+                             .logit_rows = 1, .backward = true, .attached = w->tune->hooks.attached};
   PX_TRY(px_buffers_open(c, w->be, &request, &w->buffers, err));
   size_t lse_count = (size_t)(c->heads * x.most_tokens);
   w->lse = px_backend_alloc(w->be, lse_count * sizeof(float));
   w->no_keys = px_backend_alloc(w->be, ((size_t)x.most_rows + 1) * sizeof *w->no_keys);
-  w->host = px_arena_alloc(arena, (size_t)(x.most_tokens * q_width(c)), sizeof(float));
+  w->host = px_arena_alloc(arena, (size_t)((x.most_tokens > virtual ? x.most_tokens : virtual) * q_width(c)), sizeof(float));
   w->prefix_lse = px_arena_alloc(arena, lse_count, sizeof(float));
   w->all_lse = px_arena_alloc(arena, lse_count, sizeof(float));
   w->selected = px_arena_alloc(arena, (size_t)x.most_tokens, sizeof *w->selected);
   PX_TRY(px_backend_status(w->be, err));
   if (!w->host || !w->prefix_lse || !w->all_lse || !w->selected) return px_fail(err, PX_NO_MEMORY, "no memory");
   px_backend_zero(w->be, w->no_keys, ((size_t)x.most_rows + 1) * sizeof *w->no_keys);
-  PX_TRY(make_one_hot(w, adapter->tokens, err));
+  PX_TRY(make_one_hot(w, err));
   return make_segments(w, arena, err);
 }
 
@@ -114,7 +116,6 @@ static void close_looker(looker *w) {
   px_backend_free(w->be, w->segments);
   px_batches_close(&w->batches);
   px_buffers_close(&w->buffers, w->be);
-  px_prefix_close(&w->prefix, w->be);
 }
 
 /* The queries whose prediction scores, or all. */
@@ -127,7 +128,7 @@ static int64_t select_queries(looker *w) {
   return count;
 }
 
-/* What an even spread over the visible keys would give the prefix of a layer. */
+/* What an even spread over the visible keys would give the virtual tokens of a layer. */
 static void add_even(looker *w, int layer) {
   const px_batch *b = &w->batches.batch;
   int32_t window = px_model_config(w->model)->windows[layer];
@@ -139,26 +140,23 @@ static void add_even(looker *w, int layer) {
     }
 }
 
-static void add_lengths(looker *w, int layer) {
+/* The summed length of the heads' vectors in [rows, kv_heads, head_dim], over the number of heads. */
+static double lengths(looker *w, const void *from, int64_t rows) {
   const px_config *c = px_model_config(w->model);
-  const px_layer_saves *b = &w->buffers.layers[layer];
-  int64_t tokens = w->batches.batch.tokens;
-  for (int value = 0; value < 2; value++) {
-    double sum = 0;
-    px_backend_read(w->be, w->host, value ? b->v : b->k, px_dtype_bytes(w->model->dtype, (size_t)(tokens * kv_width(c))));
-    for (int64_t i = 0; i < tokens * c->kv_heads; i++) {
-      double squares = 0;
-      for (int32_t d = 0; d < c->head_dim; d++) {
-        double x = (double)element(w->host, w->model->dtype, i * c->head_dim + d);
-        squares += x * x;
-      }
-      sum += sqrt(squares);
+  double sum = 0;
+  px_backend_read(w->be, w->host, from, px_dtype_bytes(w->model->dtype, (size_t)(rows * kv_width(c))));
+  for (int64_t i = 0; i < rows * c->kv_heads; i++) {
+    double squares = 0;
+    for (int32_t d = 0; d < c->head_dim; d++) {
+      double x = (double)element(w->host, w->model->dtype, i * c->head_dim + d);
+      squares += x * x;
     }
-    *(value ? &w->out->norms[layer].real_value : &w->out->norms[layer].real_key) += sum / c->kv_heads;
+    sum += sqrt(squares);
   }
+  return sum / c->kv_heads;
 }
 
-/* w->host holds the shares of virtual tokens from `first` on, [tokens, heads, head_dim]. */
+/* w->host holds the shares of the layer's virtual tokens from `first` on, [tokens, heads, head_dim]. */
 static void add_shares(looker *w, int layer, int32_t first) {
   const px_config *c = px_model_config(w->model);
   px_look *out = w->out;
@@ -170,7 +168,7 @@ static void add_shares(looker *w, int layer, int32_t first) {
       if (first == 0) out->mass[(int64_t)layer * c->heads + h] += mass;
       for (int32_t i = 0; i < count; i++) {
         double share = mass * (double)element(w->host, w->model->dtype, (t * c->heads + h) * c->head_dim + i);
-        int64_t slot = (int64_t)layer * out->tokens + first + i;
+        int64_t slot = (int64_t)layer * out->tokens + out->first[layer] + first + i;
         out->slot_mass[slot] += share / c->heads;
         out->slot_peak[slot] = fmax(out->slot_peak[slot], share);
       }
@@ -182,7 +180,8 @@ static void look_at_layer(looker *w, px_stack *s, int layer) {
   const px_layer_saves *b = &w->buffers.layers[layer];
   int64_t tokens = w->batches.batch.tokens;
   size_t lse_bytes = (size_t)(tokens * c->heads) * sizeof(float);
-  add_lengths(w, layer);
+  w->out->norms[layer].real_key += lengths(w, b->k, tokens);
+  w->out->norms[layer].real_value += lengths(w, b->v, tokens);
   if (w->lens[layer] == 0) return;
   add_even(w, layer);
   px_backend_read(w->be, w->all_lse, b->lse, lse_bytes);
@@ -206,13 +205,12 @@ static void look_at_layer(looker *w, px_stack *s, int layer) {
 
 static px_status look_at_rows(looker *w, px_error *err) {
   px_look *out = w->out;
-  px_hooks hooks = {.segments = w->prefix.segments, .adapters = 1, .segment_rows = w->prefix.tokens};
-  px_stack s = {.be = w->be, .config = px_model_config(w->model), .weights = &w->model->weights, .hooks = &hooks, .buffers = &w->buffers};
+  px_stack s = {.be = w->be, .config = px_model_config(w->model), .weights = &w->model->weights, .hooks = &w->tune->hooks, .buffers = &w->buffers};
   px_cursor cursor = {0};
   uint64_t batch_count = px_batches_per_epoch(&w->batches, 0);
   for (uint64_t i = 0; i < batch_count && (w->options->most_tokens <= 0 || out->real_tokens < w->options->most_tokens); i++) {
     if (w->options->cancelled && w->options->cancelled(w->options->user)) return px_fail(err, PX_CANCELLED, "stopped");
-    PX_TRY(px_batches_next(&w->batches, &cursor, w->prefix.tokens, 0, err));
+    PX_TRY(px_batches_next(&w->batches, &cursor, w->tune->tokens, 0, err));
     out->rows += w->batches.batch.seqs;
     out->real_tokens += w->batches.batch.tokens;
     out->queries += select_queries(w);
@@ -224,55 +222,42 @@ static px_status look_at_rows(looker *w, px_error *err) {
   return out->queries ? PX_OK : px_fail(err, PX_BAD_FILE, "no token of these rows has a loss");
 }
 
-/* Lengths of the adapter's keys and values in a layer, PEFT's order. */
-static void prefix_lengths(looker *w, const px_adapter *adapter, int layer) {
-  const px_config *c = px_model_config(w->model);
-  double *sums[2] = {&w->out->norms[layer].prefix_key, &w->out->norms[layer].prefix_value};
-  for (int32_t t = 0; t < w->lens[layer]; t++)
-    for (int value = 0; value < 2; value++)
-      for (int32_t g = 0; g < c->kv_heads; g++) {
-        const float *x = adapter->values + ((int64_t)t * 2 * c->layers + 2 * layer + value) * kv_width(c) + (int64_t)g * c->head_dim;
-        double squares = 0;
-        for (int32_t d = 0; d < c->head_dim; d++) squares += (double)x[d] * (double)x[d];
-        *sums[value] += sqrt(squares) / c->kv_heads / w->lens[layer];
-      }
-}
-
 /* Sums to means; a mass that is no number has no meaning anywhere. */
-static px_status finish(looker *w, const px_adapter *adapter, px_error *err) {
+static px_status finish(looker *w, px_error *err) {
   px_look *out = w->out;
   for (int l = 0; l < out->layers; l++) {
     double sum = 0;
-    out->present[l] = w->lens[l] > 0;
     out->even[l] /= (double)out->queries;
     out->norms[l].real_key /= (double)out->real_tokens;
     out->norms[l].real_value /= (double)out->real_tokens;
     for (int h = 0; h < out->heads; h++) sum += out->mass[l * out->heads + h] /= (double)out->queries;
     for (int t = 0; t < out->tokens; t++) out->slot_mass[l * out->tokens + t] /= (double)out->queries;
     if (!isfinite(sum)) return px_fail(err, PX_NOT_FINITE, "the attention of layer %d is not finite: try --dtype f32", l);
-    prefix_lengths(w, adapter, l);
+    if (w->lens[l] == 0) continue;
+    out->norms[l].prefix_key = lengths(w, w->tune->segments_host[l].k, w->lens[l]) / w->lens[l];
+    out->norms[l].prefix_value = lengths(w, w->tune->segments_host[l].v, w->lens[l]) / w->lens[l];
   }
-  return PX_OK;
+  return px_backend_status(w->be, err);
 }
 
-px_status px_look_inside(const px_model *model, px_backend *be, const px_rows *rows, const px_adapter *adapter, const px_look_options *options,
+px_status px_look_inside(const px_model *model, px_backend *be, const px_rows *rows, const px_tune *tune, const px_look_options *options,
                          px_arena *arena, px_look *out, px_error *err) {
   const px_config *c = px_model_config(model);
-  size_t layers = (size_t)c->layers, tokens = (size_t)adapter->tokens;
-  *out = (px_look){.layers = c->layers, .heads = c->heads, .tokens = adapter->tokens};
+  size_t layers = (size_t)c->layers, tokens = (size_t)tune->tokens;
+  *out = (px_look){.layers = c->layers, .heads = c->heads, .tokens = tune->tokens};
   out->mass = px_arena_alloc(arena, layers * (size_t)c->heads, sizeof(double));
   out->slot_mass = px_arena_alloc(arena, layers * tokens, sizeof(double));
   out->slot_peak = px_arena_alloc(arena, layers * tokens, sizeof(double));
   out->even = px_arena_alloc(arena, layers, sizeof(double));
   out->norms = px_arena_alloc(arena, layers, sizeof *out->norms);
-  out->present = px_arena_alloc(arena, layers, sizeof *out->present);
-  if (!out->mass || !out->slot_mass || !out->slot_peak || !out->even || !out->norms || !out->present)
+  out->first = px_arena_alloc(arena, layers, sizeof *out->first);
+  if (!out->mass || !out->slot_mass || !out->slot_peak || !out->even || !out->norms || !out->first)
     return px_fail(err, PX_NO_MEMORY, "no memory");
   px_arena scratch = {0};
-  looker w = {.model = model, .be = be, .options = options, .out = out};
-  px_status status = open_looker(&w, rows, adapter, &scratch, err);
+  looker w = {.model = model, .be = be, .options = options, .tune = tune, .out = out};
+  px_status status = open_looker(&w, rows, &scratch, err);
   if (status == PX_OK) status = look_at_rows(&w, err);
-  if (status == PX_OK) status = finish(&w, adapter, err);
+  if (status == PX_OK) status = finish(&w, err);
   close_looker(&w);
   px_arena_free(&scratch);
   return status;

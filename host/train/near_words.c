@@ -121,7 +121,6 @@ static px_status word_keys(keys *k, int32_t first, int32_t count, int32_t positi
   const px_weights *w = &k->model->weights;
   const px_layer_weights *layer = &w->layers[0];
   int64_t width = (int64_t)c->kv_heads * c->head_dim;
-  px_stack s = {.be = k->be, .config = c, .weights = w, .batch = {.tokens = count}};
   for (int32_t i = 0; i < count; i++) k->host_ids[i] = first + i;
   px_backend_write(k->be, k->ids, k->host_ids, (size_t)count * sizeof *k->ids);
   for (int32_t i = 0; i < count; i++) k->host_ids[i] = position;
@@ -132,7 +131,10 @@ static px_status word_keys(keys *k, int32_t first, int32_t count, int32_t positi
   px_op_norm_fwd(k->be, &(px_norm_fwd_args){.kind = c->norm, .dtype = w->dtype, .weight_type = PX_F32, .rows = count, .heads = 1,
                                             .dim = c->dim, .eps = (float)c->norm_eps, .x = k->x, .weight = layer->norm1.weight,
                                             .bias = layer->norm1.bias, .y = k->n, .x_stride = c->dim, .y_stride = c->dim});
-  px_linear_fwd(&s, &layer->k, k->n, c->dim, c->qk_norm ? k->k_raw : k->k, width);
+  px_op_gemm(k->be, &(px_gemm_args){.m = count, .n = width, .k = c->dim, .a = k->n, .lda = c->dim, .b = layer->k.data, .ldb = layer->k.ld,
+                                    .trans_b = layer->k.layout == PX_LAYOUT_OUT_IN, .c = c->qk_norm ? k->k_raw : k->k, .ldc = width,
+                                    .bias = layer->k.bias, .bias_type = layer->k.dtype, .type = layer->k.dtype, .c_type = layer->k.dtype,
+                                    .b_frozen = true});
   if (c->qk_norm)
     px_op_norm_fwd(k->be, &(px_norm_fwd_args){.kind = PX_NORM_RMS, .dtype = w->dtype, .weight_type = PX_F32, .rows = count,
                                               .heads = c->kv_heads, .dim = c->head_dim, .eps = (float)c->norm_eps, .x = k->k_raw,
@@ -165,11 +167,10 @@ static void turn_back(const px_config *c, int32_t tokens, const float *cosines, 
       }
 }
 
-px_status px_near_first_keys(const px_model *model, px_backend *be, const px_adapter *adapter, int32_t top, px_near_word *words,
+px_status px_near_first_keys(const px_model *model, px_backend *be, const float *values, int32_t tokens, int32_t top, px_near_word *words,
                              double *usual, px_error *err) {
   const px_config *c = px_model_config(model);
   int64_t width = (int64_t)c->kv_heads * c->head_dim;
-  int32_t tokens = adapter->tokens;
   px_arena arena = {0};
   keys k = {.model = model, .be = be};
   float *rows = px_arena_alloc(&arena, (size_t)(tokens * width), sizeof *rows);
@@ -178,7 +179,7 @@ px_status px_near_first_keys(const px_model *model, px_backend *be, const px_ada
   px_status status = rows && cosines && sines ? open_keys(&k, &arena, err) : px_fail(err, PX_NO_MEMORY, "no memory");
   if (status == PX_OK) {
     for (int32_t t = 0; t < tokens; t++)
-      memcpy(rows + t * width, adapter->values + (int64_t)t * 2 * c->layers * width, (size_t)width * sizeof *rows);
+      memcpy(rows + t * width, values + (int64_t)t * 2 * c->layers * width, (size_t)width * sizeof *rows);
     search s = {.width = width, .count = tokens, .top = top, .vocab = c->vocab, .rows = rows, .words = words, .usual = usual};
     if (!c->learned_positions) {
       px_rope_tables(c, tokens, cosines, sines);

@@ -542,7 +542,7 @@ typedef struct pfx_vector_lengths {
   double prefix_key, real_key, prefix_value, real_value;
 } pfx_vector_lengths;
 
-/* What a prefix does in a model. Arrays are indexed [layer][head] or [layer][virtual token], the last index fastest.
+/* What virtual tokens (a prefix's first, then a prompt's) do in a model. Arrays are indexed [layer][head] or [layer][virtual token], the last index fastest.
  * A share is a part of one query's attention, from 0 to 1. */
 typedef struct pfx_inspection {
   int32_t layers, heads, kv_heads, head_dim, virtual_tokens;
@@ -550,20 +550,23 @@ typedef struct pfx_inspection {
   int64_t rows_in_data;
   bool built_in;                   /* measured on the library's own sentences */
   double dead_below;
-  int32_t dead;                    /* virtual tokens that are dead in every layer that has a prefix */
-  const double *mass;              /* [layers][heads] mean share of the whole prefix */
+  int32_t dead;                    /* virtual tokens that are dead in every layer */
+  int32_t prefix_tokens;           /* that many are a prefix's; the others are rows of a prompt */
+  const double *mass;              /* [layers][heads] mean share of all virtual tokens together */
   const double *even;              /* [layers] that share if every visible key had the same */
   const double *slot_mass;         /* [layers][virtual_tokens] mean share over queries and heads */
   const double *slot_peak;         /* [layers][virtual_tokens] largest share in any query and head */
-  const bool *present;             /* [layers] the layer has a prefix */
+  const int32_t *first_token;      /* [layers] virtual tokens before this one are not in the layer */
   const pfx_vector_lengths *lengths; /* [layers] */
   int32_t words;
-  const pfx_near_word *key_words;  /* [virtual_tokens][words] nearest to the first layer's keys, by cosine; NULL: words is 0 */
-  const double *key_usual;         /* [virtual_tokens] mean cosine over the whole vocabulary, to compare with */
+  /* [virtual_tokens][words] by cosine, the nearest first: to a prefix's key of the first layer the key that a word would have
+   * there, to a prompt's row a word's embedding. NULL: words is 0. */
+  const pfx_near_word *near_words;
+  const double *usual_cosine;      /* [virtual_tokens] mean over the whole vocabulary, to compare with */
 } pfx_inspection;
 
-/* Measures how much attention goes to a prefix, by layer, head and virtual token, how long its keys and values are beside
- * real ones, and which words its first-layer keys are most like. Check the adapter first. tokenizer NULL: `data` must be
+/* Measures how much attention goes to virtual tokens, by layer, head and token, how long their keys and values are beside real
+ * ones, and which words they are most like. PFX_INVALID where an adapter has none. Check the adapter first. tokenizer NULL: `data` must be
  * ids rows. *inspection: pfx_inspection_free. */
 PFX_API pfx_status pfx_inspect_adapter_wait(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_adapter *adapter,
                                             const pfx_inspect_options *options, const pfx_inspection **inspection, pfx_error *err);

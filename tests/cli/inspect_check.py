@@ -76,8 +76,20 @@ class Plain:
         return [sum(self.placed(0, "k", self.kv_heads, self.norm(0, "input_layernorm", self.embed[word]), t), [])
                 for t, word in enumerate(ids)]
 
-    def attend(self, layer, prefix, q, keys, values):
-        """(outputs [token][heads * dim], shares of virtual tokens [token][head][slot])"""
+    def add_lora(self, folder):
+        """Its deltas into the weights."""
+        tensors = read_safetensors(f"{folder}/adapter_model.safetensors")[0]
+        config = json.loads(read(f"{folder}/adapter_config.json"))
+        for layer in range(self.config["num_hidden_layers"]):
+            for name in config["target_modules"]:
+                a, b = (matrix(tensors[f"base_model.model.model.layers.{layer}.self_attn.{name}.lora_{which}.weight"]) for which in "AB")
+                weight = self.weight(layer, f"self_attn.{name}")
+                for o, row in enumerate(weight):
+                    for i in range(len(row)):
+                        row[i] += config["lora_alpha"] / config["r"] * sum(b[o][k] * a[k][i] for k in range(len(a)))
+
+    def attend(self, layer, prefix, prompt, q, keys, values):
+        """(outputs [token][heads * dim], shares of virtual tokens [token][head][slot]); the first `prompt` tokens are virtual."""
         outputs, shares = [], []
         for t, heads in enumerate(q):
             outputs.append([])
@@ -91,20 +103,21 @@ class Plain:
                 weights = [math.exp(s - largest) for s in scores]
                 total = sum(weights)
                 outputs[-1] += [sum(w / total * v[d] for w, (_, v) in zip(weights, seen)) for d in range(self.dim)]
-                shares[-1].append([w / total for w in weights[:len(prefix[layer])]])
+                shares[-1].append([w / total for w in weights[:len(prefix[layer]) + prompt]])
         return outputs, shares
 
-    def run(self, prefix, ids):
-        """[layer] of (shares, mean key length, mean value length) of one row."""
-        x, out, first = [list(self.embed[i]) for i in ids], [], len(prefix[0])
+    def run(self, prefix, ids, prompt=()):
+        """[layer] of (shares, mean key length, mean value length) of one row's own tokens, behind rows of a prompt."""
+        x, out, first, n_prompt = [list(row) for row in prompt] + [list(self.embed[i]) for i in ids], [], max(map(len, prefix)), len(prompt)
         for layer in range(self.config["num_hidden_layers"]):
             n = [self.norm(layer, "input_layernorm", row) for row in x]
             q = [self.placed(layer, "q", self.heads, row, first + t) for t, row in enumerate(n)]
             keys = [self.placed(layer, "k", self.kv_heads, row, first + t) for t, row in enumerate(n)]
             flat = [self.project(layer, "self_attn.v_proj", row) for row in n]
             values = [[v[g * self.dim:(g + 1) * self.dim] for g in range(self.kv_heads)] for v in flat]
-            outputs, shares = self.attend(layer, prefix, q, keys, values)
-            out.append((shares, *(sum(math.sqrt(dot(h, h)) for t in of for h in t) / self.kv_heads for of in (keys, values))))
+            outputs, shares = self.attend(layer, prefix, n_prompt, q, keys, values)
+            lengths = [sum(math.sqrt(dot(h, h)) for t in of[n_prompt:] for h in t) / self.kv_heads for of in (keys, values)]
+            out.append((shares[n_prompt:], *lengths))
             for t, row in enumerate(outputs):
                 mid = [a + b for a, b in zip(x[t], self.project(layer, "self_attn.o_proj", row))]
                 g = self.norm(layer, "post_attention_layernorm", mid)
@@ -185,6 +198,48 @@ class Inspect(command.CommandTest):
                 for which in ("labelled", "all"):
                     self.compare(self.inspect(folder, copy_model(case, f"{case}.{which}"), "--data", "rows.jsonl", "--tokens", which),
                                  plain, runs, which)
+
+    def test_every_kind_of_virtual_token(self):
+        """A prompt's rows, alone, behind a prefix and beside LoRA; a prefix on chosen layers; P-tuning; PEFT's cartridge."""
+        case = "parts/llama"
+        base = f"{GOLDEN}/{case}"
+        for kind in ("prompt", "p_tuning", "hybrid", "prefix_layers", "cartridge"):
+            with self.subTest(kind):
+                plain, prompt, prefix = Plain(case), [], [[], []]
+                folder = f"{base}/{kind}"
+                if kind in ("prompt", "p_tuning", "hybrid"):
+                    path = f"{folder}/prompt" if kind == "hybrid" else folder
+                    prompt = matrix(read_safetensors(f"{path}/adapter_model.safetensors")[0]["prompt_embeddings"])
+                if kind in ("hybrid", "prefix_layers", "cartridge"):
+                    prefix = read_prefix(f"{folder}/prefix" if kind == "hybrid" else folder, 2, plain.kv_heads, plain.dim)
+                if kind == "hybrid":
+                    plain.add_lora(f"{folder}/lora")
+                if kind == "prefix_layers":
+                    prefix[0] = []
+                rows = [[i % 44 for i in ids] for ids in ROWS]
+                write_rows("rows.jsonl", [{"ids": ids, "labels": ids} for ids in rows])
+                runs = [plain.run(prefix, ids, prompt) for ids in rows]
+                for run in runs:  # a layer without a prefix has no shares: as if all were zero
+                    for shares, *_ in run:
+                        for heads in (h for t in shares for h in t):
+                            heads[:0] = [0.0] * (max(map(len, prefix)) + len(prompt) - len(heads))
+                seen = self.inspect(folder, copy_model(case, f"{kind}.model"), "--data", "rows.jsonl", "--tokens", "all")
+                self.compare(seen, plain, runs, "all")
+                of = ["prefix"] * max(map(len, prefix)) + ["prompt"] * len(prompt)
+                self.assertEqual([t["of"] for t in seen["token_summary"]], of)
+                self.assertEqual([layer["first_token"] for layer in seen["layer_summary"]], [3, 0] if kind == "prefix_layers" else [0, 0])
+                for token, row in zip(seen["token_summary"][len(of) - len(prompt):], prompt):
+                    cosines = [dot(row, word) / math.sqrt(dot(row, row) * dot(word, word)) for word in plain.embed]
+                    self.near([token["nearest"][0]["cosine"], token["usual_cosine"]], [max(cosines), sum(cosines) / len(cosines)], "words")
+                    self.assertEqual(token["nearest"][0]["id"], cosines.index(max(cosines)))
+                if kind == "prefix_layers":
+                    self.assertEqual([t["nearest"] for t in seen["token_summary"]], [[]] * 3)
+                self.pfx("inspect", folder, "--model", f"{kind}.model", "--data", "rows.jsonl", "--html", "page.html", "--quiet")
+                page = Page()
+                page.feed(read("page.html").decode())
+                self.assertEqual(page.open, [])
+        self.refused(["inspect", f"{base}/lora", "--model", f"{kind}.model", "--data", "rows.jsonl", "--quiet"], 2,
+                     f"{base}/lora is LORA: it has no virtual tokens (a prefix or a prompt has) whose attention could be measured")
 
     def compare(self, seen, plain, runs, which):
         queries = [(r, t) for r, labels in enumerate(LABELS) for t in range(len(labels))
@@ -325,7 +380,7 @@ class Inspect(command.CommandTest):
     def test_bad_input(self):
         model, adapter = copy_model("qwen2"), f"{GOLDEN}/qwen2/adapter"
         good = ["inspect", adapter, "--model", model, "--quiet"]
-        self.misused(["inspect", adapter, "--html", "page.html"], "--html measures an adapter in a model: give --model, too")
+        self.misused(["inspect", adapter, "--html", "page.html"], "inspect needs --model for --html: it measures an adapter in a model")
         self.misused([*good, adapter], "with --model, inspect takes one adapter")
         self.misused([*good, "--verify"], "--verify searches a model's weights: pfx inspect model --verify")
         self.refused([*good, "--data", "nowhere"], 3, "cannot open nowhere: No such file or directory")
