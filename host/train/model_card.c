@@ -50,18 +50,49 @@ static const char *last_part(const char *path) {
   return slash && slash[1] ? slash + 1 : path;
 }
 
+/* What a card says of each kind of part. peft: PEFT can load one, alone in its folder. */
+static const struct {
+  const char *tag, *text;
+  bool peft;
+} kinds[PX_PART_KINDS] = {
+    [PX_PART_PREFIX] = {"prefix-tuning", "keys and values that layers of the frozen model attend to before the real tokens", true},
+    [PX_PART_PROMPT] = {"prompt-tuning", "rows at the embedding, before the real tokens", true},
+    [PX_PART_LORA] = {"lora", "low-rank deltas of projections", true},
+    [PX_PART_IA3] = {"ia3", "scales of projections", true},
+    [PX_PART_NORM] = {"ln-tuning", "other weights of the norms", true},
+    [PX_PART_BIAS] = {"bias-tuning", "other biases", false},
+    [PX_PART_TOP] = {"last-layers", "other weights of the last layers", false},
+    [PX_PART_FULL] = {"full", "other weights throughout", false},
+};
+
+static bool is_peft(const px_part_spec *part) { return kinds[part->kind].peft && !part->layers; }
+
 static void front_matter(px_buf *out, const px_run *run) {
+  const px_tune_spec *spec = &run->spec;
   px_buf_puts(out, "---\nbase_model: ");
   yaml_text(out, run->options.model_path);
-  px_buf_puts(out, "\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- prefix-tuning\n- pfx\n---\n" MARK "\n\n");
+  px_buf_printf(out, "\nlibrary_name: %s\npipeline_tag: text-generation\ntags:\n", spec->part_count == 1 && is_peft(&spec->parts[0]) ? "peft" : "pfx");
+  for (int i = 0; i < spec->part_count; i++) px_buf_printf(out, "- %s\n", kinds[spec->parts[i].kind].tag);
+  px_buf_puts(out, "- pfx\n---\n" MARK "\n\n");
+}
+
+static void parts(px_buf *out, const px_run *run) {
+  px_buf_puts(out, "# ");
+  code(out, run->options.tune);
+  px_buf_puts(out, " for ");
+  code(out, last_part(run->options.model_path));
+  px_buf_printf(out, "\n\n%lld numbers, learned by pfx %s:\n\n", (long long)px_tune_trainable(run->tune), PX_VERSION);
+  for (int i = 0; i < run->spec.part_count; i++) {
+    px_part_kind kind = run->spec.parts[i].kind;
+    int32_t tokens = px_tune_part_tokens(run->tune, i);
+    px_buf_printf(out, "- %s: %s", px_part_kind_name(kind), kinds[kind].text);
+    px_buf_printf(out, tokens ? ", %d virtual tokens\n" : "\n", tokens);
+  }
 }
 
 static void base(px_buf *out, const px_run *run) {
   const px_config *c = px_model_config(run->model);
-  px_buf_printf(out, "# A prefix of %d virtual tokens for ", run->tune->tokens);
-  code(out, last_part(run->options.model_path));
-  px_buf_printf(out, "\n\nKeys and values that every layer of the frozen model attends to before the real tokens, learned by pfx %s.\n\n", PX_VERSION);
-  px_buf_puts(out, "## Base model\n\n- path at training: ");
+  px_buf_puts(out, "\n## Base model\n\n- path at training: ");
   code(out, run->options.model_path);
   px_buf_printf(out, "\n- %s, %d layers, width %d, %d heads (%d for keys and values), vocabulary of %d, context of %d tokens\n", c->family, c->layers,
                 c->dim, c->heads, c->kv_heads, c->vocab, c->context);
@@ -102,16 +133,24 @@ static void limits(px_buf *out, const px_run *run) {
   px_buf_puts(out, "- Not tested: generated text, other tasks or languages, what the model forgets, bias, safety, resistance to attack.\n");
   px_buf_puts(out, "- Made for exactly the weights above. On other weights of the same shape it loads and its effect is unknown; `pfx check` tells.\n");
   px_buf_printf(out, "- The first real token has position %d; at most %d real tokens fit into the context.\n", tokens, c->context - tokens);
-  if (window)
+  if (window && tokens)
     px_buf_printf(out, "- The model has a sliding window of %d tokens. In pfx it counts real tokens only and the prefix stays visible; PEFT with transformers "
                        "loses sight of the prefix once %d virtual and the real tokens exceed the window.\n", window, tokens);
 }
 
-static const char *const load_text =
-    "\n## Loading it\n\n```sh\npfx check --model MODEL --adapter FOLDER\npfx generate --model MODEL --adapter FOLDER --prompt 'TEXT'\n```\n\n"
-    "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-    "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(\"MODEL\"), \"FOLDER\")\n```\n\n"
-    "PEFT does not compare the digests above. With a GGUF base it needs the same weights as a Hugging Face folder.\n";
+static void loading(px_buf *out, const px_run *run) {
+  const px_tune_spec *spec = &run->spec;
+  bool one = spec->part_count == 1 && is_peft(&spec->parts[0]);
+  px_buf_puts(out, "\n## Loading it\n\n```sh\npfx check --model MODEL --adapter FOLDER\npfx generate --model MODEL --adapter FOLDER --prompt 'TEXT'\n```\n\n");
+  for (int i = 0; !one && i < spec->part_count; i++)
+    px_buf_printf(out, is_peft(&spec->parts[i]) ? "- PEFT loads %s alone, from its own folder\n" : "- PEFT has nothing like %s\n",
+                  px_part_kind_name(spec->parts[i].kind));
+  if (!one) px_buf_puts(out, "\nTogether pfx alone loads them.\n");
+  if (one)
+    px_buf_puts(out, "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+                     "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(\"MODEL\"), \"FOLDER\")\n```\n\n"
+                     "PEFT does not compare the digests above. With a GGUF base it needs the same weights as a Hugging Face folder.\n");
+}
 
 /* Everything that makes the run but the files named above, whose places are nobody else's business. */
 static px_status settings(px_buf *out, const px_run *run, px_error *err) {
@@ -147,13 +186,14 @@ px_status px_run_write_card(px_run *run, px_error *err) {
   }
   px_buf out = {0};
   front_matter(&out, run);
+  parts(&out, run);
   base(&out, run);
   px_buf_puts(&out, "## Data\n\n");
   rows(&out, "learned from", run->options.data, &run->train);
   if (run->options.valid) rows(&out, "validated on", run->options.valid, &run->valid);
   scores(&out, run);
   limits(&out, run);
-  px_buf_puts(&out, load_text);
+  loading(&out, run);
   px_status status = settings(&out, run, err);
   if (status == PX_OK) status = out.failed ? px_fail(err, PX_NO_MEMORY, "no memory") : px_file_write(path, out.data, out.len, err);
   px_buf_free(&out);

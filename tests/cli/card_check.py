@@ -82,7 +82,7 @@ class Card(command.CommandTest):
         fields, _ = front_matter(self.card())
         self.assertEqual(fields["base_model"], os.path.realpath(name))
         body = self.card().split(MARK)[1]
-        self.assertIn('# A prefix of 2 virtual tokens for ``` mo"del \\ `` é\u2028: # [x] | *y* - z ```\n', body)
+        self.assertIn('# `prefix:2` for ``` mo"del \\ `` é\u2028: # [x] | *y* - z ```\n', body)
         self.assertIn("- learned from: `` ro`ws|.jsonl ``, ", body)
         self.assertNotIn("\n- z", body)
 
