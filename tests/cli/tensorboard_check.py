@@ -5,8 +5,10 @@ metrics.jsonl; through an interruption, a kill, and a folder that cannot be writ
 import json
 import math
 import os
+import shutil
 import signal
 import struct
+import subprocess
 import time
 
 import command
@@ -153,6 +155,27 @@ class TensorBoard(command.CommandTest):
         self.assertRegex(err, r"^pfx: warning: .*board.*; training goes on without event files for TensorBoard\n$")
         self.assertEqual(read("run/metrics.jsonl").count(b"\n"), 3)
         self.assertTrue(math.isfinite(json.loads(read("run/metrics.jsonl").splitlines()[-1])["loss"]))
+
+    def test_a_device_that_fills_up(self):
+        """A page of memory takes the first steps; the run goes on, and what was written can be read."""
+        os.makedirs("board/of/run")
+        inside = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o size=4k none board/of/run && "$@"']
+        if not shutil.which("unshare") or subprocess.run([*inside, "sh", "true"], capture_output=True).returncode:
+            self.skipTest("no file system of a test's own here")
+        keep = 'code=$?; cp board/of/run/events* kept; exit $code'
+        inside[-1] += f"; {keep}"
+        done = subprocess.run([*inside, "sh", command.PFX, *self.args, "--steps", "60"], capture_output=True, text=True, timeout=300)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stderr, r"^pfx: warning: .*/events\.out\.tfevents\..*: No space left on device; training goes on without event "
+                                      r"files for TensorBoard\n$")
+        self.assertEqual(read("run/metrics.jsonl").count(b"\n"), 60)
+        content = read("kept")
+        self.assertEqual(len(content), 4096)
+        at = 0
+        while at + 12 <= len(content) and at + 16 + struct.unpack_from("<Q", content, at)[0] <= len(content):
+            at += 16 + struct.unpack_from("<Q", content, at)[0]
+        write("whole", content[:at])
+        self.assertGreater(len(events("whole")), 20)
 
 
 if __name__ == "__main__":
