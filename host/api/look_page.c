@@ -26,9 +26,11 @@ static const char style[] =
     ".ramp{display:inline-block;width:7rem;height:.7rem;border:1px solid var(--line);vertical-align:middle;background:linear-gradient(90deg,transparent,var(--heat))}\n"
     "table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th{font-weight:600;font-size:.8125rem;color:var(--soft);text-align:right;"
     "vertical-align:bottom}td,th{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}\n"
-    "td:last-child,th:last-child{text-align:left}td.words{white-space:normal;min-width:16rem;text-align:left}\n"
+    "td.words,th.words{white-space:normal;min-width:16rem;text-align:left}\n"
     ".word{display:inline-block;margin:0 .5rem .15rem 0}code{font:.875em ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;background:var(--paper);"
     "border:1px solid var(--line);border-radius:.25rem;padding:.05rem .25rem}.no{color:var(--mark)}\n"
+    "@media(max-width:40rem){tr{display:grid;grid-template-columns:3.2rem repeat(4,1fr);border-bottom:1px solid var(--line)}td,th{border:0;padding:.25rem .3rem}"
+    "td.words,th.words{grid-column:1/-1;min-width:0;padding-left:1.4rem}}\n"
     "@media print{body{background:#fff}section,.facts div{break-inside:avoid}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}}\n";
 
 /* Text into HTML: markup written out, control characters shown. */
@@ -201,7 +203,7 @@ static void put_words(px_buf *out, const pfx_inspection *i, int slot) {
 
 static void put_table(px_buf *out, const pfx_inspection *i) {
   px_buf_puts(out, "<div class=\"scroll\" tabindex=\"0\"><table><thead><tr><th>token</th><th>mean<br>share %</th><th>largest<br>share %</th><th>layers<br>alive</th>");
-  px_buf_puts(out, i->words ? "<th>usual<br>cosine</th><th>nearest words</th></tr></thead><tbody>\n" : "</tr></thead><tbody>\n");
+  px_buf_puts(out, i->words ? "<th>usual<br>cosine</th><th class=\"words\">nearest words</th></tr></thead><tbody>\n" : "</tr></thead><tbody>\n");
   for (int t = 0; t < i->virtual_tokens; t++) {
     double mean = 0, most = 0;
     int alive = 0;
