@@ -132,7 +132,7 @@ static void limits(px_buf *out, const px_run *run) {
                                         : "- Not tested at all: the run had no validation rows.\n");
   px_buf_puts(out, "- Not tested: generated text, other tasks or languages, what the model forgets, bias, safety, resistance to attack.\n");
   px_buf_puts(out, "- Made for exactly the weights above. On other weights of the same shape it loads and its effect is unknown; `pfx check` tells.\n");
-  px_buf_printf(out, "- The first real token has position %d; at most %d real tokens fit into the context.\n", tokens, c->context - tokens);
+  if (tokens) px_buf_printf(out, "- The first real token has position %d; at most %d real tokens fit into the context.\n", tokens, c->context - tokens);
   if (window && tokens)
     px_buf_printf(out, "- The model has a sliding window of %d tokens. In pfx it counts real tokens only and the prefix stays visible; PEFT with transformers "
                        "loses sight of the prefix once %d virtual and the real tokens exceed the window.\n", window, tokens);
@@ -143,9 +143,8 @@ static void loading(px_buf *out, const px_run *run) {
   bool one = spec->part_count == 1 && is_peft(&spec->parts[0]);
   px_buf_puts(out, "\n## Loading it\n\n```sh\npfx check --model MODEL --adapter FOLDER\npfx generate --model MODEL --adapter FOLDER --prompt 'TEXT'\n```\n\n");
   for (int i = 0; !one && i < spec->part_count; i++)
-    px_buf_printf(out, is_peft(&spec->parts[i]) ? "- PEFT loads %s alone, from its own folder\n" : "- PEFT has nothing like %s\n",
-                  px_part_kind_name(spec->parts[i].kind));
-  if (!one) px_buf_puts(out, "\nTogether pfx alone loads them.\n");
+    px_buf_printf(out, is_peft(&spec->parts[i]) ? "- %s: PEFT loads it, from its own folder and without the others\n" : "- %s%s: pfx alone has it\n",
+                  px_part_kind_name(spec->parts[i].kind), spec->parts[i].layers ? " on chosen layers" : "");
   if (one)
     px_buf_puts(out, "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
                      "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(\"MODEL\"), \"FOLDER\")\n```\n\n"

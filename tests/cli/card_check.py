@@ -29,9 +29,9 @@ class Card(command.CommandTest):
         write_rows("rows.jsonl", self.rows)
         write_rows("valid.jsonl", self.valid)
 
-    def train(self, *more, model="model", out="run", data="rows.jsonl", loud=False, **how):
-        return self.pfx("train", "--model", model, "--data", data, "--out", out, "--tune", "prefix:2", "--dtype", "f32", "--threads",
-                        "1", *([] if loud else ["--quiet"]), *more, **how)
+    def train(self, *more, model="model", out="run", data="rows.jsonl", loud=False, plain=True, **how):
+        return self.pfx("train", "--model", model, "--data", data, "--out", out, *(["--tune", "prefix:2"] if plain else []), "--dtype",
+                        "f32", "--threads", "1", *([] if loud else ["--quiet"]), *more, **how)
 
     def card(self, out="run"):
         return read(f"{out}/README.md").decode()
@@ -115,6 +115,27 @@ class Card(command.CommandTest):
         self.pfx("train", "--resume", "stopped", "--quiet")
         self.train(*more, out="whole")
         self.assertEqual(read("stopped/README.md"), read("whole/README.md"))
+
+    def test_every_kind_of_part(self):
+        """Only what PEFT can load alone is called PEFT's."""
+        for tune, library, tags, loading in (
+                ("prompt:2", "peft", ["prompt-tuning"], None), ("lora:2", "peft", ["lora"], None), ("ia3", "peft", ["ia3"], None),
+                ("norm", "peft", ["ln-tuning"], None), ("bias", "pfx", ["bias-tuning"], "- bias: pfx alone has it\n"),
+                ("top:1", "pfx", ["last-layers"], "- top: pfx alone has it\n"),
+                ("prefix:2:layers=1", "pfx", ["prefix-tuning"], "- prefix on chosen layers: pfx alone has it\n"),
+                ("prefix:2+lora:2+bias", "pfx", ["prefix-tuning", "lora", "bias-tuning"],
+                 "- prefix: PEFT loads it, from its own folder and without the others\n"
+                 "- lora: PEFT loads it, from its own folder and without the others\n- bias: pfx alone has it\n")):
+            with self.subTest(tune):
+                self.train("--steps", "1", "--tune", tune, "--force", plain=False)
+                card = self.card()
+                fields, found = front_matter(card)
+                self.assertEqual((fields["library_name"], found), (library, [*tags, "pfx"]))
+                self.assertIn(f"\n# `{tune}` for `model`\n", card)
+                self.assertEqual("PeftModel" in card, loading is None)
+                self.assertEqual("- The first real token has position 2; " in card, "prefix" in tune or "prompt" in tune)
+                if loading:
+                    self.assertIn("\n\n" + loading, card)
 
     def test_tokenizer(self):
         add_tokenizer("model", json.loads(read("model/config.json"))["vocab_size"])

@@ -3,6 +3,7 @@
 files, transformers gives the attention that `pfx inspect` measures."""
 import json
 import math
+import shutil
 
 
 def tensorboard_points(folder):
@@ -39,6 +40,19 @@ def check_tensorboard(checks):
     return f"{len(list(board.iterdir()))} files, {sum(map(len, points.values()))} points"
 
 
+def check_card(checks):
+    """The hub's own reader takes the model card, a base with an awkward name included."""
+    from huggingface_hub import ModelCard
+    path, _ = checks.golden_rows("qwen3")
+    base, out = checks.scratch / 'mo"del: \\ é\u2028#', checks.scratch / "carded"
+    shutil.copytree(checks.golden / "qwen3", base)
+    checks.train(base, path, out, "--tune", "prefix:3", "--steps", 1)
+    data = ModelCard.load(out / "README.md").data.to_dict()
+    assert data == {"base_model": str(base.resolve()), "library_name": "peft", "pipeline_tag": "text-generation",
+                    "tags": ["prefix-tuning", "pfx"]}, data
+    return f"base model {base.name!r}"
+
+
 def check_attention(case):
     """The attention that transformers computes with the prefix in PEFT, by layer, head and virtual token."""
     def check(checks):
@@ -67,5 +81,5 @@ def check_attention(case):
     return check
 
 
-CHECKS = {"TensorBoard reads the event files": check_tensorboard}
+CHECKS = {"TensorBoard reads the event files": check_tensorboard, "the hub reads the model card": check_card}
 CHECKS |= {f"transformers has the attention of inspect for {case}": check_attention(case) for case in ("gpt2", "llama_tied", "qwen2", "qwen3")}
