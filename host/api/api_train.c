@@ -39,7 +39,7 @@ static px_status convert(pfx_trainer *t, const pfx_train_options *o, px_error *e
                           .batch_tokens = o->batch_tokens, .accumulate = o->accumulate, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps,
                           .weight_decay = o->weight_decay, .clip = o->clip, .eval_every = o->eval_every, .save_every = o->save_every,
                           .patience = o->patience, .prefix_dropout = o->prefix_dropout, .no_fingerprint = o->no_fingerprint,
-                          .force = o->force, .no_graph = o->no_graph, .seed = o->seed, .attention = (px_attention)o->attention};
+                          .force = o->force, .no_graph = o->no_graph, .seed = o->seed, .attention = (px_attention)o->attention, .tensorboard = copy(t, o->tensorboard)};
   return px_api_row_options(&o->rows, t->tok, px_model_config(t->model), &p->rows, err);
 }
 
@@ -95,7 +95,8 @@ pfx_status pfx_trainer_resume(const pfx_model *model, const pfx_tokenizer *token
     return px_api_status(px_fail(px_api_error(err), PX_NO_MEMORY, "no memory"));
   }
   t->changes = (px_resume_changes){.steps = o.steps, .eval_every = o.eval_every, .save_every = o.save_every, .stop_after = o.stop_after,
-                                   .epochs = o.epochs, .max_seconds = o.max_seconds, .patience = o.patience, .no_graph = o.no_graph};
+                                   .epochs = o.epochs, .max_seconds = o.max_seconds, .patience = o.patience, .no_graph = o.no_graph,
+                                   .tensorboard = copy(t, o.tensorboard)};
   *trainer = t;
   return PFX_OK;
 }

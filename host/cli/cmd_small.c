@@ -1,47 +1,14 @@
 /* SPDX-License-Identifier: MIT
- * The small commands: inspect, check, tokenize, probe. */
+ * The small commands: check, tokenize, probe. */
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli/cli.h"
 
-static bool verify, force, decode;
+static bool force, decode;
 static const char *adapter_path;
 static pfx_probe_options probe;
-
-static const cli_option inspect_options[] = {
-    {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},
-    {CLI_FLAG, "verify", NULL, "Also search every weight of a model for values that are not finite.", NULL, &verify, NULL},
-    {CLI_FLAG, "json", NULL, "One JSON object instead of lines.", NULL, &cli_shared.json, NULL},
-    {0},
-};
-
-static int run_inspect(int argc, char **argv) {
-  cli_list rest;
-  pfx_error err = {0};
-  char *text = NULL;
-  int code = cli_parse(&cli_inspect, argc, argv, &rest);
-  if (code >= 0) return code;
-  if (!rest.count) return cli_usage_error(&cli_inspect, "inspect needs a path");
-  for (int i = 0; i < rest.count; i++) {
-    if (pfx_inspect_wait(rest.items[i], cli_shared.json, verify, &text, &err) != PFX_OK) return cli_fail(&err);
-    if (i && !cli_shared.json) printf("\n");
-    fputs(text, stdout);
-    pfx_free(text);
-  }
-  return 0;
-}
-
-const cli_command cli_inspect = {
-    .name = "inspect",
-    .summary = "say what a model, tokenizer, adapter, data file or run holds",
-    .usage = "PATH... [OPTIONS]",
-    .text = "Reads headers and counts; weights are only read with --verify.",
-    .examples = "  pfx inspect SmolLM2.gguf --verify\n  pfx inspect run --json\n",
-    .run = run_inspect,
-    .options = inspect_options,
-};
 
 static const cli_option check_options[] = {
     {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},

@@ -41,6 +41,7 @@ static const cli_option options[] = {
     {CLI_SEED, "seed", "N", "Of every random number: start, order, dropout.", "0", &o.seed, NULL},
     {CLI_INT, "eval-every", "N", "Steps between validations; -1: never.", "five a run", &o.eval_every, NULL},
     {CLI_INT, "save-every", "N", "Steps between checkpoints; -1: only at the end.", "five a run", &o.save_every, NULL},
+    {CLI_TEXT, "tensorboard", "FOLDER", "Also write loss, learning rate, gradient norm, speed, memory and validation loss as TensorBoard event files; a resumed run goes on in a new file.", NULL, &o.tensorboard, NULL},
     {CLI_SECTION, "Going on and repeating", NULL, NULL, NULL, NULL, NULL},
     {CLI_TEXT, "resume", "FOLDER", "Go on exactly with the run in FOLDER; every setting comes from its run.json, only --steps, --epochs, --patience, --eval-every and --save-every may be given again. `auto`: go on with --out where it holds a run, else begin.", NULL, &resume, NULL},
     {CLI_TEXT, "config", "FILE", "Take all settings from a run.json; options given beside it win.", NULL, &config, NULL},
@@ -119,7 +120,7 @@ static bool exists(const char *dir, const char *name) {
 /* A run keeps its settings: one that is given again beside --resume would be lost in silence. */
 static int refuse_other_settings(const char *dir) {
   static const char *const may[] = {"resume",     "model",      "steps",    "epochs", "patience", "eval-every", "save-every",
-                                    "stop-after", "max-time",   "device",   "threads", "json",    "quiet",      "verbose", "no-graph"};
+                                    "stop-after", "max-time",   "device",   "threads", "json",    "quiet",      "verbose", "no-graph", "tensorboard"};
   for (const cli_option *each = options; each->name; each++) {
     bool allowed = each->kind == CLI_SECTION || !cli_given(&cli_train, each->name);
     for (size_t i = 0; !allowed && i < sizeof may / sizeof *may; i++) allowed = strcmp(may[i], each->name) == 0;
@@ -164,7 +165,7 @@ static bool same_value(const cli_option *option, const pfx_train_options *from) 
 
 /* The same command again is what --resume auto is for; one with other settings would lose them in silence. */
 static int refuse_changed_settings(const char *dir) {
-  static const char *const may[] = {"steps", "epochs", "patience", "eval-every", "save-every", "stop-after", "max-time", "template", "no-graph"};
+  static const char *const may[] = {"steps", "epochs", "patience", "eval-every", "save-every", "stop-after", "max-time", "template", "no-graph", "tensorboard"};
   pfx_error err = {0};
   pfx_train_options from;
   char *model_path = NULL;

@@ -17,9 +17,10 @@ static const char *const ours[] = {"run.json", "metrics.jsonl", "pfx_state.safet
 
 /* FILE.tmp.XXXXXX of one of our files: its writer was killed. */
 static bool is_leftover(const char *name) {
-  for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
-    size_t n = strlen(ours[i]);
-    if (strncmp(name, ours[i], n) == 0 && strncmp(name + n, ".tmp.", 5) == 0 && strlen(name + n) == 11) return true;
+  for (size_t i = 0; i <= sizeof ours / sizeof *ours; i++) {
+    const char *file = i < sizeof ours / sizeof *ours ? ours[i] : "README.md";
+    size_t n = strlen(file);
+    if (strncmp(name, file, n) == 0 && strncmp(name + n, ".tmp.", 5) == 0 && strlen(name + n) == 11) return true;
   }
   return false;
 }
@@ -144,4 +145,5 @@ void px_run_folder_clean(const px_run *run, bool all) {
       if (all) remove_empty(run, part);
     }
   }
+  if (all) px_run_remove_card(run->options.out);
 }

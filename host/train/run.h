@@ -3,6 +3,7 @@
 #ifndef PX_TRAIN_RUN_H
 #define PX_TRAIN_RUN_H
 
+#include "format/json.h"
 #include "train/batches.h"
 #include "train/evaluate.h"
 #include "train/step.h"
@@ -55,6 +56,8 @@ typedef struct px_run {
   int64_t saved_step;         /* of the newest checkpoint; -1: there is none */
   unsigned defaults;          /* PX_DEFAULT_: options that nobody gave */
   int metrics_fd, lock_fd;    /* -1: none */
+  struct px_tensorboard *tensorboard; /* NULL: none is written */
+  bool card_kept;             /* a README.md of somebody else was found, and that is said */
   size_t made_from;           /* length of the shortest path that was made for the output folder; 0: none was */
   const px_train_callbacks *calls;
   double seconds, started;    /* of this process */
@@ -64,6 +67,7 @@ typedef struct px_run {
 
 /* run_json.c: the settings, digests and versions of a run. */
 px_status px_run_write_json(const px_run *run, px_error *err);
+json_t *px_run_settings(const px_run *run); /* a new object; NULL where a text of them is no UTF-8 */
 px_status px_run_check_json(const px_run *run, px_error *err); /* whether it could be written */
 typedef struct px_run_record {
   px_train_options options;  /* options that were not given are not given here either */
@@ -90,6 +94,10 @@ bool px_run_has_state(const char *dir);
 /* *found false: there is no checkpoint yet (killed before the first). */
 px_status px_run_load(px_run *run, bool *found, px_error *err);
 
+/* model_card.c: DIR/README.md about the adapter that DIR holds, unless a person wrote the one that is there. */
+px_status px_run_write_card(px_run *run, px_error *err);
+void px_run_remove_card(const char *dir); /* one of ours */
+
 /* metrics.c: DIR/metrics.jsonl, one line a step. */
 typedef struct px_metrics_line {
   int64_t step, tokens;
@@ -98,6 +106,12 @@ typedef struct px_metrics_line {
 } px_metrics_line;
 px_status px_metrics_open(px_run *run, px_error *err); /* drops lines beyond run->state.step */
 px_status px_metrics_write(px_run *run, const px_metrics_line *line, px_error *err);
+
+/* tensorboard.c: scalars as an event file that TensorBoard reads, for those who watch runs there. A failure is said once
+ * and ends the writing, never the run. */
+void px_run_tensorboard_open(px_run *run); /* a new file after those that the folder holds */
+void px_run_tensorboard_write(px_run *run, const px_metrics_line *line);
+void px_run_tensorboard_close(px_run *run);
 
 double px_run_lr(const px_run *run, int64_t step);
 uint64_t px_peak_bytes(void);

@@ -19,7 +19,7 @@ static json_t *part_sizes(const px_run *run) {
   return list;
 }
 
-static json_t *settings(const px_run *run) {
+json_t *px_run_settings(const px_run *run) {
   const px_train_options *o = &run->options;
   json_t *all = json_pack("{s:o s:o s:o s:o s:o s:o s:I s:o s:I s:f s:I s:s s:I s:I s:I s:f s:f s:f s:f s:f s:I s:I s:I s:f s:I s:s s:b s:b s:b s:s s:b s:s}",
                    "model", text_or_null(o->model_path), "data", text_or_null(o->data), "valid", text_or_null(o->valid), "out",
@@ -32,7 +32,8 @@ static json_t *settings(const px_run *run) {
                    "max_row_tokens", (json_int_t)o->rows.max_row_tokens, "on_long", long_names[o->rows.on_long], "loss_all",
                    o->rows.loss_all, "no_bos", o->rows.no_bos, "no_end", o->rows.no_end, "template", px_template_name(o->rows.chat),
                    "no_fingerprint", o->no_fingerprint, "seed", px_arena_printf((px_arena *)&run->arena, "%llu", (unsigned long long)o->seed));
-  json_object_set_new(all, "attention", json_string(px_attention_name(o->attention)));
+  if (all) json_object_set_new(all, "attention", json_string(px_attention_name(o->attention)));
+  if (all) json_object_set_new(all, "tensorboard", text_or_null(o->tensorboard));
   return all;
 }
 
@@ -78,7 +79,7 @@ static px_status json_text(const px_run *run, px_buf *text, px_error *err) {
   json_t *digests = json_pack("{s:s s:s s:o s:s s:o}", "model_arch", run->model->fingerprint.arch, "model_base", run->model->fingerprint.base,
                               "tokenizer", text_or_null(run->tok ? px_tokenizer_info_get(run->tok)->digest : NULL), "data", run->train.digest,
                               "valid", text_or_null(run->options.valid ? run->valid.digest : NULL));
-  json_t *root = json_pack("{s:i s:o s:o s:o s:o}", "pfx_run", 1, "settings", settings(run), "defaults", default_names(run), "environment", environment, "digests", digests);
+  json_t *root = json_pack("{s:i s:o s:o s:o s:o}", "pfx_run", 1, "settings", px_run_settings(run), "defaults", default_names(run), "environment", environment, "digests", digests);
   px_status status = root ? px_json_dump(root, text, err) : px_fail(err, PX_FAILED, "a path of this run is no UTF-8 and cannot be recorded");
   json_decref(root);
   px_buf_puts(text, "\n");
@@ -202,6 +203,7 @@ static void read_settings(reader *r, px_train_options *o) {
   if (template && r->status == PX_OK) r->status = px_template_parse(template, &o->rows.chat, r->err);
   o->seed = seed ? strtoull(seed, NULL, 10) : 0;
   o->attention = get_attention(r);
+  o->tensorboard = get_text(r, "tensorboard");
 }
 
 px_status px_run_read_json(const char *dir, px_arena *arena, px_run_record *out, px_error *err) {

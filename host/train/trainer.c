@@ -24,6 +24,12 @@ static const char *absolute(px_run *run, const char *path) {
   return copy;
 }
 
+/* The same for a folder that is written into and need not be there yet. */
+static const char *folder(px_run *run, const char *path) {
+  if (path) px_dir_make(path, NULL);
+  return absolute(run, path);
+}
+
 /* What a schedule can hold: beyond them a number is a slip. */
 static const int64_t MOST_STEPS = 1000000000;
 enum { MOST_EPOCHS = 100000, MOST_ACCUMULATED = 1000000 };
@@ -341,6 +347,7 @@ static px_status end_of_step(px_run *run, px_progress *p, px_error *err) {
                           .valid_loss = p->valid_loss,
                           .peak_bytes = px_peak_bytes()};
   PX_TRY(px_metrics_write(run, &line, err));
+  px_run_tensorboard_write(run, &line);
   report(run, p);
   if (last || s->early_stopped || (o->save_every > 0 && s->step % o->save_every == 0)) return px_run_save(run, err);
   return PX_OK;
@@ -374,6 +381,7 @@ static px_status take_steps(px_run *run, px_error *err) {
     px_progress p = {.loss = NAN, .lr = 0, .grad_norm = NAN};
     PX_TRY(validate(run, &s->first_valid_loss, err));
     p.valid_loss = s->first_valid_loss;
+    px_run_tensorboard_write(run, &(px_metrics_line){.loss = NAN, .lr = NAN, .grad_norm = NAN, .tokens_per_s = NAN, .valid_loss = p.valid_loss});
     report(run, &p);
   }
   while (s->step < o->steps && !s->early_stopped && (o->stop_after <= 0 || s->step < o->stop_after)) {
@@ -406,6 +414,7 @@ static px_status run_steps(px_run *run, px_error *err) {
 static void close_run(px_run *run) {
   if (run->metrics_fd >= 0) close(run->metrics_fd);
   if (run->lock_fd >= 0) close(run->lock_fd);
+  px_run_tensorboard_close(run);
   px_evaluator_close(run->evaluator);
   px_step_close(run->stepper);
   px_batches_close(&run->batches);
@@ -448,6 +457,7 @@ px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_
   o->model_path = absolute(&run, o->model_path);
   o->data = absolute(&run, o->data);
   o->valid = absolute(&run, o->valid);
+  o->tensorboard = folder(&run, o->tensorboard);
   if (status == PX_OK) status = set_up(&run, NULL, err);
   if (status == PX_OK && model->weights.mapped_bytes) status = px_source_verify(&model->source, err);
   if (status == PX_OK) status = open_buffers(&run, err);
@@ -459,6 +469,7 @@ px_status px_train_run(const px_model *model, const px_tokenizer *tok, const px_
   }
   if (status != PX_OK) px_run_folder_undo(&run); /* nothing began */
   if (status == PX_OK) status = px_metrics_open(&run, err);
+  if (status == PX_OK) px_run_tensorboard_open(&run);
   if (status == PX_OK) status = run_steps(&run, err);
   fill_result(&run, result);
   close_run(&run);
@@ -522,7 +533,10 @@ static void apply_changes(px_run *run, const px_resume_changes *c) {
   o->stop_after = c->stop_after;
   o->max_seconds = c->max_seconds;
   o->no_graph = c->no_graph;
+  if (c->tensorboard) o->tensorboard = folder(run, c->tensorboard);
 }
+
+static bool same_text(const char *a, const char *b) { return a && b ? strcmp(a, b) == 0 : a == b; }
 
 /* Once the state is there: what has changed since `before`, and what it means; run.json records it. The same value given
  * again is no change. A longer run is a new schedule; it, or another patience, decides anew whether the run has stopped
@@ -541,7 +555,7 @@ static px_status settle_changes(px_run *run, const px_train_options *before, px_
                    (long long)o->steps);
   if (longer) s->evals_without_better = 0;
   if (longer || patience) s->early_stopped = o->patience > 0 && s->evals_without_better >= o->patience;
-  return longer || patience || o->eval_every != before->eval_every || o->save_every != before->save_every
+  return longer || patience || o->eval_every != before->eval_every || o->save_every != before->save_every || !same_text(o->tensorboard, before->tensorboard)
              ? px_run_write_json(run, err)
              : PX_OK;
 }
@@ -573,6 +587,7 @@ px_status px_train_resume(const px_model *model, const px_tokenizer *tok, const 
   if (status == PX_OK && changes) status = settle_changes(&run, &record.resolved, err);
   if (status == PX_OK) status = open_buffers(&run, err);
   if (status == PX_OK) status = px_metrics_open(&run, err);
+  if (status == PX_OK) px_run_tensorboard_open(&run);
   if (status == PX_OK) {
     px_log_message(&run.calls->log, PX_LOG_INFO,
                    found ? "going on from step %lld of %lld" : "no checkpoint yet: beginning at step %lld of %lld",

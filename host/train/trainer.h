@@ -32,6 +32,7 @@ typedef struct px_train_options {
   bool no_graph;             /* operations one by one where a device could replay them; of this process, not of the run */
   uint64_t seed;
   px_attention attention;    /* AUTO: the model's */
+  const char *tensorboard;   /* folder for event files; NULL: none */
 } px_train_options;
 
 typedef struct px_progress {
@@ -72,6 +73,7 @@ typedef struct px_resume_changes {
   double epochs, max_seconds;
   int32_t patience;
   bool no_graph;
+  const char *tensorboard;
 } px_resume_changes;
 
 /* Reads DIR/run.json (or dir itself, where it is such a file) into *options (strings in *arena), so that the caller can open the model it names. */

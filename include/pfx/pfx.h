@@ -281,6 +281,7 @@ typedef struct pfx_train_options {
   pfx_log_fn log;
   void *log_user;
   pfx_attention attention;         /* default PFX_ATTENTION_AUTO: as the model was opened */
+  const char *tensorboard;         /* folder for TensorBoard event files; NULL: none. A failure to write is logged and ends no run */
 } pfx_train_options;
 
 static inline pfx_train_options pfx_train_options_init(void) {
@@ -327,7 +328,7 @@ PFX_API pfx_status pfx_run_read(const char *dir, char **model_path, char **devic
 /* The options that a run.json holds, to repeat its run elsewhere (--config). Strings live until pfx_free(*memory). */
 PFX_API pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, char **model_path, void **memory, pfx_error *err);
 /* Goes on with the run in `dir`. Of `changes` (may be NULL) only steps, epochs, patience, eval_every, save_every,
- * stop_after, max_seconds, no_graph and the callbacks are read; zero keeps what the run began with. */
+ * stop_after, max_seconds, no_graph, tensorboard and the callbacks are read; zero keeps what the run began with. */
 PFX_API pfx_status pfx_trainer_resume(const pfx_model *model, const pfx_tokenizer *tokenizer, const char *dir, const pfx_train_options *changes,
                                       pfx_trainer **trainer, pfx_error *err);
 /* Trains to the end, to stop_after, or until cancelled. *result is filled on failure too. */
@@ -537,6 +538,74 @@ typedef struct pfx_merge_result {
  * adapter of other weights is PFX_MISMATCH unless `force`. result may be NULL, and is filled on success. */
 PFX_API pfx_status pfx_merge_wait(const char *model, const char *adapter, const char *out, const pfx_merge_options *options,
                                   pfx_merge_result *result, pfx_error *err);
+
+/* ---- Looking inside -------------------------------------------------------------------------------------------------- */
+
+typedef struct pfx_inspect_options {
+  size_t struct_bytes;
+  const char *data;       /* rows to measure on; NULL: a few sentences of the library's own (needs the tokenizer) */
+  pfx_data_options rows;
+  bool all_tokens;        /* average over every token of the rows; else over those that a labelled token is predicted from */
+  int64_t sample_tokens;  /* rows are measured from the first on until they have so many tokens; default 8192; 0: all */
+  int32_t words;          /* nearest vocabulary words of each virtual token; default 5; 0: none are looked for */
+  double dead_below;      /* default 0.01: a virtual token is dead where no query of any head gives it this share */
+  const char *html;       /* file for a self-contained page with heat maps; NULL: none */
+  pfx_cancel_fn cancelled;
+  void *user;
+  pfx_log_fn log;
+  void *log_user;
+} pfx_inspect_options;
+
+static inline pfx_inspect_options pfx_inspect_options_init(void) {
+  pfx_inspect_options o;
+  memset(&o, 0, sizeof o);
+  o.struct_bytes = sizeof o;
+  o.sample_tokens = 8192;
+  o.words = 5;
+  o.dead_below = 0.01;
+  return o;
+}
+
+typedef struct pfx_near_word {
+  int32_t id;       /* -1: none, the vector is zero */
+  float cosine;
+  const char *text; /* as the tokenizer decodes it; NULL without one */
+} pfx_near_word;
+
+/* Lengths (Euclidean) of one head's key or value, averaged over heads and tokens. */
+typedef struct pfx_vector_lengths {
+  double prefix_key, real_key, prefix_value, real_value;
+} pfx_vector_lengths;
+
+/* What virtual tokens (a prefix's first, then a prompt's) do in a model. Arrays are indexed [layer][head] or [layer][virtual token], the last index fastest.
+ * A share is a part of one query's attention, from 0 to 1. */
+typedef struct pfx_inspection {
+  int32_t layers, heads, kv_heads, head_dim, virtual_tokens;
+  int64_t rows, tokens, queries;   /* measured rows, their tokens, and the queries that were averaged over */
+  int64_t rows_in_data;
+  bool built_in;                   /* measured on the library's own sentences */
+  double dead_below;
+  int32_t dead;                    /* virtual tokens that are dead in every layer */
+  int32_t prefix_tokens;           /* that many are a prefix's; the others are rows of a prompt */
+  const double *mass;              /* [layers][heads] mean share of all virtual tokens together */
+  const double *even;              /* [layers] that share if every visible key had the same */
+  const double *slot_mass;         /* [layers][virtual_tokens] mean share over queries and heads */
+  const double *slot_peak;         /* [layers][virtual_tokens] largest share in any query and head */
+  const int32_t *first_token;      /* [layers] virtual tokens before this one are not in the layer */
+  const pfx_vector_lengths *lengths; /* [layers] */
+  int32_t words;
+  /* [virtual_tokens][words] by cosine, the nearest first: to a prefix's key of the first layer the key that a word would have
+   * there, to a prompt's row a word's embedding. NULL: words is 0. */
+  const pfx_near_word *near_words;
+  const double *usual_cosine;      /* [virtual_tokens] mean over the whole vocabulary, to compare with */
+} pfx_inspection;
+
+/* Measures how much attention goes to virtual tokens, by layer, head and token, how long their keys and values are beside real
+ * ones, and which words they are most like. PFX_INVALID where an adapter has none. Check the adapter first. tokenizer NULL: `data` must be
+ * ids rows. *inspection: pfx_inspection_free. */
+PFX_API pfx_status pfx_inspect_adapter_wait(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_adapter *adapter,
+                                            const pfx_inspect_options *options, const pfx_inspection **inspection, pfx_error *err);
+PFX_API void pfx_inspection_free(const pfx_inspection *inspection);
 
 #ifdef __cplusplus
 }

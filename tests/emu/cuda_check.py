@@ -258,6 +258,21 @@ class Using(Cuda):
         for here, there in zip(gpu, cpu, strict=True):
             self.assertAlmostEqual(here["loss"], there["loss"], delta=2e-6 * there["loss"])
 
+    def test_inspect(self):
+        """More virtual tokens than a head has dimensions: their shares come in several passes."""
+        for dtype, tune, tolerance in (("f32", "prefix:3", 2e-6), ("f32", "prefix:27", 2e-6), ("bf16", "prefix:27", 2e-2)):
+            with self.subTest(f"{dtype} {tune}"):
+                self.train("--steps", "2", device="cpu", tune=tune, out=f"{dtype}-{tune}")
+                seen = {device: json.loads(self.pfx("inspect", f"{dtype}-{tune}", "--model", "model", "--data", "rows.jsonl", "--device", device,
+                                                    "--dtype", dtype, "--threads", "1", "--json", "--quiet")[0]) for device in ("cuda", "cpu")}
+                for name in ("mass", "token_share", "token_peak"):
+                    for here, there in zip(sum(seen["cuda"][name], []), sum(seen["cpu"][name], []), strict=True):
+                        self.assertAlmostEqual(here, there, delta=tolerance)
+                if dtype == "f32":
+                    for here, there in zip(seen["cuda"]["token_summary"], seen["cpu"]["token_summary"], strict=True):
+                        self.assertEqual(here["nearest"][0]["id"], there["nearest"][0]["id"])
+                        self.assertAlmostEqual(here["usual_cosine"], there["usual_cosine"], delta=1e-5)
+
     def test_too_large_for_an_emulator(self):
         self.widen_model()
         write_rows("rows.jsonl", [{"ids": [5, 6, 7], "labels": [-100, 6, 7]}])

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Prints the path of a Python that has torch, transformers, peft, sacrebleu and rouge-score in the pinned versions:
+# Prints the path of a Python that has torch, transformers, peft, sacrebleu, rouge-score and tensorboard in the pinned versions:
 # PFX_PEERS_PYTHON where it is set, else an environment of its own below the cache folder, made on the first call by pip
 # from the package index that it is set up for (several GB, unless PIP_EXTRA_INDEX_URL or such offers a CPU build of torch).
 set -eu

@@ -22,13 +22,14 @@ sys.path[:0] = [str(GOLDEN), str(ROOT / "bench/peers")]
 import e2e_rows  # noqa: E402
 import folder_checks  # noqa: E402
 import make_golden  # noqa: E402
+import seeing_peers  # noqa: E402
 from golden_lib import check_pins, make_float64, read_safetensors, relative_l2, torch  # noqa: E402
 from make_text_golden import measure  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-check_pins(["sacrebleu", "rouge_score"])
+check_pins(["sacrebleu", "rouge_score", "tensorboard"])
 LOGITS, LOSS, GRADIENT = 2e-5, 2e-6, 1e-5  # of the largest; relative; relative L2
 
 
@@ -39,6 +40,8 @@ class Skipped(Exception):
 class Checks:
     """Where to run and what to run."""
     Skipped = Skipped
+
+    golden = GOLDEN
 
     def __init__(self, binary, smollm, scratch):
         self.binary, self.smollm, self.scratch = Path(binary).resolve(), smollm, Path(scratch)
@@ -235,6 +238,7 @@ def check_gpu_steps(checks):
 CHECKS |= folder_checks.CHECKS
 CHECKS["PyTorch's attention runs for gpu_check.sh"] = check_gpu_peers
 CHECKS["steps of PEFT, PyTorch by hand and pfx agree for gpu_check.sh"] = check_gpu_steps
+CHECKS |= seeing_peers.CHECKS
 CHECKS |= {script: check_again(script) for script in (
     "make_golden.py", "make_parts_golden.py", "make_gguf_golden.py", "make_text_golden.py", "make_smollm2_golden.py",
     "make_adamw_golden.py", "tokenizers/make_tokenizer_golden.py")}

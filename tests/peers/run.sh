@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Holds pfx against PEFT, transformers, sacrebleu and rouge-score, and makes the golden files again.
+# Holds pfx against PEFT, transformers, sacrebleu, rouge-score and TensorBoard, and makes the golden files again.
 #     tests/peers/run.sh [PFX_BINARY] [peers_check.py's options]
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
