@@ -39,7 +39,8 @@ static px_status convert(pfx_trainer *t, const pfx_train_options *o, px_error *e
                           .batch_tokens = o->batch_tokens, .accumulate = o->accumulate, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps,
                           .weight_decay = o->weight_decay, .clip = o->clip, .eval_every = o->eval_every, .save_every = o->save_every,
                           .patience = o->patience, .prefix_dropout = o->prefix_dropout, .no_fingerprint = o->no_fingerprint,
-                          .force = o->force, .no_graph = o->no_graph, .seed = o->seed, .attention = (px_attention)o->attention, .tensorboard = copy(t, o->tensorboard)};
+                          .force = o->force, .no_graph = o->no_graph, .seed = o->seed, .attention = (px_attention)o->attention, .tensorboard = copy(t, o->tensorboard),
+                          .sgd = o->optimizer == PFX_OPTIMIZER_SGD};
   return px_api_row_options(&o->rows, t->tok, px_model_config(t->model), &p->rows, err);
 }
 
@@ -59,6 +60,7 @@ static px_status check(const pfx_train_options *o, px_error *err) {
   if (o->accumulate < 1) return px_fail(err, PX_INVALID, "--accumulate must be at least 1");
   if (o->batch_rows < 0 || o->batch_tokens < 0 || o->reparam < 0 || o->stop_after < 0 || o->patience < 0)
     return px_fail(err, PX_INVALID, "--batch-rows, --batch-tokens, --reparam, --stop-after and --patience must not be negative");
+  if ((unsigned)o->optimizer > PFX_OPTIMIZER_SGD) return px_fail(err, PX_INVALID, "optimizer %d is not known", (int)o->optimizer);
   if ((unsigned)o->attention > PFX_ATTENTION_CUDNN) return px_fail(err, PX_INVALID, "attention %d is not known", (int)o->attention);
   if ((unsigned)o->schedule > PFX_SCHEDULE_CONSTANT) return px_fail(err, PX_INVALID, "schedule %d is not known", (int)o->schedule);
   if (!(o->beta1 > 0 && o->beta1 < 1 && o->beta2 > 0 && o->beta2 < 1 && o->eps > 0))
@@ -184,6 +186,7 @@ pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, cha
       o->no_fingerprint = p.no_fingerprint;
       o->seed = p.seed;
       o->attention = (pfx_attention)p.attention;
+      o->optimizer = p.sgd ? PFX_OPTIMIZER_SGD : PFX_OPTIMIZER_ADAMW;
     } else {
       status = px_fail(px_api_error(err), PX_NO_MEMORY, "no memory");
     }

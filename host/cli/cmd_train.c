@@ -11,6 +11,7 @@ static pfx_train_options o;
 static const char *resume, *config;
 static char *config_device; /* what --config names; lives as long as the command */
 static cli_list tunes;
+static const char *const optimizers[] = {"adamw", "sgd", NULL};
 static const char *const schedules[] = {"linear", "cosine", "constant", NULL};
 
 static const cli_option options[] = {
@@ -19,8 +20,8 @@ static const cli_option options[] = {
     {CLI_TEXT, "data", "FILE", "Rows to learn from: JSON Lines with prompt and completion, text, messages or ids; or source||target lines.", NULL, &o.data, NULL},
     {CLI_TEXT, "valid", "FILE", "Rows to validate on; the best adapter is kept.", NULL, &o.valid, NULL},
     {CLI_TEXT, "out", "FOLDER", "Where the run goes: the adapter in PEFT's format, run.json, metrics.jsonl, checkpoint/.", NULL, &o.out, NULL},
-    {CLI_LIST, "tune", "PARTS", "What is learned: prefix:N, with options behind colons (prefix:20:lr=1e-2:init=@text.txt:reparam=512:dropout=0.1).", "prefix:20", &tunes, NULL},
-    {CLI_TEXT, "init", "HOW", "Where the prefix starts: data (keys and values of the first training tokens), random, zero, text:TEXT, text-file:FILE, adapter:FOLDER.", "data", &o.init, NULL},
+    {CLI_LIST, "tune", "PARTS", "What is learned: prefix:N, prompt:N, lora:R, ia3, norm, bias, top:K (the last K layers), full, with options behind colons (prefix:20:lr=1e-2:layers=0-5, lora:8:targets=q,v), and several joined by + (prefix:20+lora:8). docs/tuning.md explains each.", "prefix:20", &tunes, NULL},
+    {CLI_TEXT, "init", "HOW", "Where a prefix or prompt starts: data (the first training tokens), random, zero, vocab (a prompt: words at random), text:TEXT, text-file:FILE, adapter:FOLDER (a prefix).", "data", &o.init, NULL},
     {CLI_INT32, "reparam", "H", "Learn the prefix through a small network of hidden width H; it is flattened into the adapter.", "none", &o.reparam, NULL},
     {CLI_SECTION, "How long", NULL, NULL, NULL, NULL, NULL},
     {CLI_INT, "steps", "N", "Updates.", "from --epochs", &o.steps, NULL},
@@ -29,7 +30,8 @@ static const cli_option options[] = {
     {CLI_DURATION, "max-time", "TIME", "Save and stop after this time: 90s, 30m, 2h.", NULL, &o.max_seconds, NULL},
     {CLI_INT32, "patience", "N", "Stop after N validations without a better loss.", "never", &o.patience, NULL},
     {CLI_SECTION, "How", NULL, NULL, NULL, NULL, NULL},
-    {CLI_NUMBER, "lr", "X", "Peak learning rate.", "3e-2 for a prefix, 1e-3 with --reparam", &o.lr, NULL},
+    {CLI_NUMBER, "lr", "X", "Peak learning rate.", "the part's usual one", &o.lr, NULL},
+    {CLI_CHOICE, "optimizer", "NAME", "adamw, or sgd: plain descent without moments, for full in little memory; give it a rate of its own.", "adamw", &o.optimizer, optimizers},
     {CLI_INT, "warmup", "N", "Steps of linear warm-up.", "a twentieth of the run", &o.warmup, NULL},
     {CLI_CHOICE, "schedule", "NAME", "After the warm-up: linear or cosine decay, or constant.", "linear", &o.schedule, schedules},
     {CLI_INT32, "batch-rows", "N", "Rows a batch.", "16", &o.batch_rows, NULL},

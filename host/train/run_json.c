@@ -32,6 +32,7 @@ json_t *px_run_settings(const px_run *run) {
                    "max_row_tokens", (json_int_t)o->rows.max_row_tokens, "on_long", long_names[o->rows.on_long], "loss_all",
                    o->rows.loss_all, "no_bos", o->rows.no_bos, "no_end", o->rows.no_end, "template", px_template_name(o->rows.chat),
                    "no_fingerprint", o->no_fingerprint, "seed", px_arena_printf((px_arena *)&run->arena, "%llu", (unsigned long long)o->seed));
+  if (all) json_object_set_new(all, "optimizer", json_string(o->sgd ? "sgd" : "adamw"));
   if (all) json_object_set_new(all, "attention", json_string(px_attention_name(o->attention)));
   if (all) json_object_set_new(all, "tensorboard", text_or_null(o->tensorboard));
   return all;
@@ -202,6 +203,10 @@ static void read_settings(reader *r, px_train_options *o) {
   const char *template = get_text(r, "template"), *seed = get_text(r, "seed");
   if (template && r->status == PX_OK) r->status = px_template_parse(template, &o->rows.chat, r->err);
   o->seed = seed ? strtoull(seed, NULL, 10) : 0;
+  const char *optimizer = get_text(r, "optimizer"); /* runs from before there was a choice have no such field */
+  if (optimizer && strcmp(optimizer, "sgd") != 0 && strcmp(optimizer, "adamw") != 0 && r->status == PX_OK)
+    r->status = px_fail(r->err, PX_BAD_FILE, "%s: field \"optimizer\" is damaged", r->name);
+  o->sgd = optimizer && strcmp(optimizer, "sgd") == 0;
   o->attention = get_attention(r);
   o->tensorboard = get_text(r, "tensorboard");
 }

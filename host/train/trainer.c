@@ -173,6 +173,7 @@ static px_status set_up(px_run *run, const int32_t *sizes, px_error *err) {
   px_part_spec *prefix = px_tune_part(&run->spec, PX_PART_PREFIX);
   if (o->prefix_dropout > 0 && !prefix) return px_fail(err, PX_INVALID, "--prefix-dropout: --tune %s has no prefix", o->tune);
   if (o->prefix_dropout > 0) prefix->dropout = (float)o->prefix_dropout;
+  run->spec.plain_descent = o->sgd;
   run->spec.weight_decay = (float)o->weight_decay;
   PX_TRY(settle_rates(run, err));
   PX_TRY(open_tune(run, err));

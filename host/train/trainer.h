@@ -32,6 +32,7 @@ typedef struct px_train_options {
   bool no_graph;             /* operations one by one where a device could replay them; of this process, not of the run */
   uint64_t seed;
   px_attention attention;    /* AUTO: the model's */
+  bool sgd;                  /* plain descent in place of AdamW */
   const char *tensorboard;   /* folder for event files; NULL: none */
 } px_train_options;
 

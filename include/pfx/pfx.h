@@ -251,6 +251,11 @@ typedef struct pfx_progress {
   uint64_t peak_bytes;
 } pfx_progress;
 
+typedef enum pfx_optimizer {
+  PFX_OPTIMIZER_ADAMW = 0,
+  PFX_OPTIMIZER_SGD = 1, /* plain descent: no moments, a third of AdamW's memory; the rate is yours to find */
+} pfx_optimizer;
+
 typedef struct pfx_train_options {
   size_t struct_bytes;
   const char *data, *valid, *out;  /* valid NULL: no validation */
@@ -281,6 +286,7 @@ typedef struct pfx_train_options {
   pfx_log_fn log;
   void *log_user;
   pfx_attention attention;         /* default PFX_ATTENTION_AUTO: as the model was opened */
+  pfx_optimizer optimizer;         /* default PFX_OPTIMIZER_ADAMW */
   const char *tensorboard;         /* folder for TensorBoard event files; NULL: none. A failure to write is logged and ends no run */
 } pfx_train_options;
 

@@ -200,7 +200,7 @@ class Usage(command.CommandTest):
                  "--tune lora:2+prefix:4: --lr is the rate of a single part: write lr= at each of these"),
                 (["--tune", "lora:2", "--prefix-dropout", "0.1"], "--prefix-dropout: --tune lora:2 has no prefix"),
                 (["--tune", "lora:2", "--reparam", "8"], "--tune lora:2: no part of it takes --reparam: a prefix does"),
-                (["--tune", "top:9"], "top:9: this model has 3 layers"),
+                (["--tune", "top:9"], "top:9: this model has 2 layers"),
                 (["--tune", "prefix:4+prefix:8"], "--tune prefix:4+prefix:8: prefix is there twice"),
                 (["--tune", "prefix:127"], "127 virtual tokens leave no room in the model's context of 128"),
                 (["--init", "magic"], '--init "magic" is not known: data, random, zero, vocab, text:TEXT, text-file:FILE, adapter:FOLDER are'),

@@ -72,6 +72,45 @@ static void update(problem *p) {
   assert_int_equal(px_adamw_cpu(&a), 0);
 }
 
+/* Against the formula in float64, with clipping and decay; what moments there are stays as it is. */
+static void plain_descent_is_its_formula(void **state) {
+  (void)state;
+  enum { TOKENS = 5 };
+  static const int64_t sizes[] = {4099, 7};
+  problem p = make(2, sizes, 1);
+  p.groups[0] = (px_group){.tokens = TOKENS, .clip = 0.5f, .lr = 0.3f};
+  double sum = 0, *want[2];
+  for (int i = 0; i < 2; i++) {
+    p.tensors[i].weight_decay = i ? 0 : 0.1f;
+    for (int64_t e = 0; e < sizes[i]; e++) sum += (double)p.tensors[i].grad[e] * (double)p.tensors[i].grad[e];
+  }
+  double norm = sqrt(sum) / TOKENS, clip = fmin(1, 0.5 / (norm + 1e-6));
+  for (int i = 0; i < 2; i++) {
+    want[i] = doubles(sizes[i]);
+    for (int64_t e = 0; e < sizes[i]; e++) {
+      double v = (double)p.tensors[i].value[e], decay = (double)p.tensors[i].weight_decay;
+      want[i][e] = v - (double)(0.3f * p.tensors[i].lr_scale) * ((double)p.tensors[i].grad[e] * clip / TOKENS + decay * v);
+    }
+  }
+  float *m = p.tensors[1].m;
+  float before = m[3];
+  sum_sq(&p);
+  px_adamw_args a = arguments(&p);
+  a.sgd = true;
+  px_opt_tensor kept = p.tensors[0];
+  p.tensors[0].m = p.tensors[0].v = NULL;
+  assert_null(px_adamw_check_arrays(&a));
+  assert_int_equal(px_adamw_cpu(&a), 0);
+  p.tensors[0] = kept;
+  assert_int_equal(p.groups[0].step, 1);
+  assert_true(m[3] == before);
+  for (int i = 0; i < 2; i++) {
+    expect_near("value", PX_F32, p.tensors[i].value, want[i], 1, sizes[i], sizes[i], TOL_F32_FUNCTION);
+    free(want[i]);
+  }
+  release(&p);
+}
+
 static void twenty_steps_follow_torch(void **state) {
   (void)state;
   enum { STEPS = 20, TOKENS = 37 };
@@ -296,6 +335,7 @@ static void refusals(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test(plain_descent_is_its_formula),
       cmocka_unit_test(twenty_steps_follow_torch),
       cmocka_unit_test(equals_the_formula_in_float64),
       cmocka_unit_test(bits_do_not_depend_on_threads),

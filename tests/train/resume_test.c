@@ -118,6 +118,14 @@ static void every_part_resumes_exactly(void **state) {
   }
 }
 
+static void plain_descent_resumes_exactly(void **state) {
+  (void)state;
+  px_train_options o = run_options(&place, "x");
+  o.sgd = true;
+  o.tune = "prefix:4:lr=1+lora:2:lr=0.1";
+  halves_of(20, "sgd", o);
+}
+
 /* A child trains (or goes on) and is killed after a while; true when it ended by itself. */
 static bool train_and_kill(const px_train_options *options, int microseconds) {
   pid_t child = fork();
@@ -252,6 +260,7 @@ int main(void) {
       cmocka_unit_test(a_start_below_a_network_resumes_exactly),
       cmocka_unit_test(dropout_accumulation_and_token_batches_resume_exactly),
       cmocka_unit_test(every_part_resumes_exactly),
+      cmocka_unit_test(plain_descent_resumes_exactly),
       cmocka_unit_test(changed_data_is_refused),
       cmocka_unit_test(a_loss_that_is_not_finite_changes_nothing),
       cmocka_unit_test(an_occupied_folder_is_refused),
