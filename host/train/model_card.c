@@ -7,6 +7,7 @@
 #include "core/version.h"
 #include "format/json.h"
 #include "train/run.h"
+#include "tune/merge.h"
 
 #define MARK "<!-- written by pfx train: remove this line to keep your own text -->"
 enum { MOST_README_BYTES = 16 << 20 };
@@ -71,7 +72,8 @@ static void front_matter(px_buf *out, const px_run *run) {
   const px_tune_spec *spec = &run->spec;
   px_buf_puts(out, "---\nbase_model: ");
   yaml_text(out, run->options.model_path);
-  px_buf_printf(out, "\nlibrary_name: %s\npipeline_tag: text-generation\ntags:\n", spec->part_count == 1 && is_peft(&spec->parts[0]) ? "peft" : "pfx");
+  px_buf_printf(out, "\nlibrary_name: %s\npipeline_tag: text-generation\ntags:\n",
+                px_tune_is_whole(run->tune) ? "transformers" : spec->part_count == 1 && is_peft(&spec->parts[0]) ? "peft" : "pfx");
   for (int i = 0; i < spec->part_count; i++) px_buf_printf(out, "- %s\n", kinds[spec->parts[i].kind].tag);
   px_buf_puts(out, "- pfx\n---\n" MARK "\n\n");
 }
@@ -141,6 +143,11 @@ static void limits(px_buf *out, const px_run *run) {
 static void loading(px_buf *out, const px_run *run) {
   const px_tune_spec *spec = &run->spec;
   bool one = spec->part_count == 1 && is_peft(&spec->parts[0]);
+  if (px_tune_is_whole(run->tune)) {
+    px_buf_puts(out, "\n## Loading it\n\nThis folder is a model of its own:\n\n```sh\npfx generate --model FOLDER --prompt 'TEXT'\n```\n\n"
+                     "```python\nfrom transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained(\"FOLDER\")\n```\n");
+    return;
+  }
   px_buf_puts(out, "\n## Loading it\n\n```sh\npfx check --model MODEL --adapter FOLDER\npfx generate --model MODEL --adapter FOLDER --prompt 'TEXT'\n```\n\n");
   for (int i = 0; !one && i < spec->part_count; i++)
     px_buf_printf(out, is_peft(&spec->parts[i]) ? "- %s: PEFT loads it, from its own folder and without the others\n" : "- %s%s: pfx alone has it\n",

@@ -122,6 +122,7 @@ class Card(command.CommandTest):
                 ("prompt:2", "peft", ["prompt-tuning"], None), ("lora:2", "peft", ["lora"], None), ("ia3", "peft", ["ia3"], None),
                 ("norm", "peft", ["ln-tuning"], None), ("bias", "pfx", ["bias-tuning"], "- bias: pfx alone has it\n"),
                 ("top:1", "pfx", ["last-layers"], "- top: pfx alone has it\n"),
+                ("full", "transformers", ["full"], "This folder is a model of its own:\n"),
                 ("prefix:2:layers=1", "pfx", ["prefix-tuning"], "- prefix on chosen layers: pfx alone has it\n"),
                 ("prefix:2+lora:2+bias", "pfx", ["prefix-tuning", "lora", "bias-tuning"],
                  "- prefix: PEFT loads it, from its own folder and without the others\n"
