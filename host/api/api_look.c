@@ -157,7 +157,9 @@ static px_status run(job *j, px_error *err) {
   if (o->sample_tokens < 0) return px_fail(err, PX_INVALID, "--sample-tokens must not be negative");
   if (!(o->dead_below >= 0 && o->dead_below <= 1)) return px_fail(err, PX_INVALID, "--dead-below is a share: it must be from 0 to 1");
   if (o->html) PX_TRY(px_out_check(o->html, err));
-  PX_TRY(px_backend_open(&(px_backend_options){.device = j->model->be->device, .threads = j->model->be->threads, .log = j->log}, &j->be, err));
+  /* Two log-sum-exps are compared: both are our own kernels', whatever the model computes attention with. */
+  PX_TRY(px_backend_open(&(px_backend_options){.device = j->model->be->device, .threads = j->model->be->threads, .log = j->log,
+                                               .attention = PX_ATTENTION_FUSED}, &j->be, err));
   if (j->adapter->tokens == 0)
     return px_fail(err, PX_INVALID, "%s is %s: it has no virtual tokens (a prefix or a prompt has) whose attention could be measured", j->adapter->path,
                    j->adapter->kind);
