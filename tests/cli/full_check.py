@@ -29,7 +29,7 @@ class Full(command.CommandTest):
 
     def test_folder(self):
         self.train("run")
-        self.assertEqual([name for name in files("run") if "/" not in name], sorted([*MODEL, "metrics.jsonl", "run.json"]))
+        self.assertEqual([name for name in files("run") if "/" not in name], sorted([*MODEL, "README.md", "metrics.jsonl", "run.json"]))
         self.assertEqual([n for n in os.listdir("run") + os.listdir("run/checkpoint") if ".tmp." in n], [])
         best = min(line["valid_loss"] for line in map(json.loads, read("run/metrics.jsonl").splitlines()) if line.get("valid_loss"))
         self.assertAlmostEqual(self.loss("--model", "run"), best, delta=1e-6)
@@ -71,7 +71,7 @@ class Full(command.CommandTest):
         self.train("run")
         self.pfx("train", "--model", "model", "--data", "rows.jsonl", "--tune", "prefix:2", "--steps", "1", "--out", "run", "--force", "--quiet")
         self.assertEqual([name for name in files("run") if "/" not in name],
-                         ["adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "run.json"])
+                         ["README.md", "adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "run.json"])
         shutil.copytree("model", "mine")
         self.pfx("train", "--model", "model", "--data", "rows.jsonl", "--tune", "prefix:2", "--steps", "1", "--out", "mine", "--force", "--quiet")
         self.assertLessEqual(set(files("model")), set(files("mine")))
