@@ -82,6 +82,21 @@ class Full(command.CommandTest):
                      "model is the base itself, and a run of all weights leaves a model: name another folder")
         self.assertEqual({name: read(f"model/{name}") for name in files("model")}, before)
 
+    def test_type(self):
+        """A type of its own, in the whole run; the run itself computes as before."""
+        self.train("run")
+        self.train("half", "--out-dtype", "bf16", "--stop-after", "3")
+        self.pfx("train", "--resume", "half", "--quiet")
+        self.assertEqual({t[0] for t in read_safetensors("half/model.safetensors")[0].values()}, {"BF16"})
+        self.assertEqual({t[0] for t in read_safetensors("half/checkpoint/model.safetensors")[0].values()}, {"BF16"})
+        self.assertEqual(json.loads(read("half/config.json"))["dtype"], "bfloat16")
+        self.assertEqual(json.loads(read("half/run.json"))["settings"]["out_dtype"], "bf16")
+        self.assertEqual(read("run/checkpoint/pfx_state.safetensors"), read("half/checkpoint/pfx_state.safetensors"))
+        self.assertAlmostEqual(self.loss("--model", "half"), self.loss("--model", "run"), delta=0.02)
+        self.refused(["train", "--model", "model", "--data", "rows.jsonl", "--tune", "lora:2", "--steps", "1", "--out", "x", "--out-dtype", "f32"], 2,
+                     "--out-dtype is for --tune full, which leaves a model; --tune lora:2 leaves an adapter in float32")
+        self.assertFalse(os.path.exists("x"))
+
     def test_part_missing(self):
         self.train("run")
         os.remove("run/model.safetensors")
