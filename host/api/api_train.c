@@ -30,6 +30,9 @@ static bool cancelled(void *user) {
 
 static const char *copy(pfx_trainer *t, const char *text) { return text ? px_arena_strdup(&t->arena, text) : NULL; }
 
+/* 1 + px_dtype, 0 the base's own. */
+static const int weight_types[] = {[PFX_WEIGHT_BASE] = 0, [PFX_WEIGHT_F32] = 1 + PX_F32, [PFX_WEIGHT_BF16] = 1 + PX_BF16, [PFX_WEIGHT_F16] = 1 + PX_F16};
+
 static px_status convert(pfx_trainer *t, const pfx_train_options *o, px_error *err) {
   px_train_options *p = &t->options;
   *p = (px_train_options){.model_path = copy(t, t->model->source.path), .data = copy(t, o->data), .valid = copy(t, o->valid),
@@ -40,7 +43,7 @@ static px_status convert(pfx_trainer *t, const pfx_train_options *o, px_error *e
                           .weight_decay = o->weight_decay, .clip = o->clip, .eval_every = o->eval_every, .save_every = o->save_every,
                           .patience = o->patience, .prefix_dropout = o->prefix_dropout, .no_fingerprint = o->no_fingerprint,
                           .force = o->force, .no_graph = o->no_graph, .seed = o->seed, .attention = (px_attention)o->attention, .tensorboard = copy(t, o->tensorboard),
-                          .sgd = o->optimizer == PFX_OPTIMIZER_SGD};
+                          .sgd = o->optimizer == PFX_OPTIMIZER_SGD, .out_dtype = weight_types[o->out_type]};
   return px_api_row_options(&o->rows, t->tok, px_model_config(t->model), &p->rows, err);
 }
 
@@ -61,6 +64,7 @@ static px_status check(const pfx_train_options *o, px_error *err) {
   if (o->batch_rows < 0 || o->batch_tokens < 0 || o->reparam < 0 || o->stop_after < 0 || o->patience < 0)
     return px_fail(err, PX_INVALID, "--batch-rows, --batch-tokens, --reparam, --stop-after and --patience must not be negative");
   if ((unsigned)o->optimizer > PFX_OPTIMIZER_SGD) return px_fail(err, PX_INVALID, "optimizer %d is not known", (int)o->optimizer);
+  if ((unsigned)o->out_type > PFX_WEIGHT_F16) return px_fail(err, PX_INVALID, "type %d of the weights is not known", (int)o->out_type);
   if ((unsigned)o->attention > PFX_ATTENTION_CUDNN) return px_fail(err, PX_INVALID, "attention %d is not known", (int)o->attention);
   if ((unsigned)o->schedule > PFX_SCHEDULE_CONSTANT) return px_fail(err, PX_INVALID, "schedule %d is not known", (int)o->schedule);
   if (!(o->beta1 > 0 && o->beta1 < 1 && o->beta2 > 0 && o->beta2 < 1 && o->eps > 0))
@@ -187,6 +191,8 @@ pfx_status pfx_run_options(const char *run_json, pfx_train_options *options, cha
       o->seed = p.seed;
       o->attention = (pfx_attention)p.attention;
       o->optimizer = p.sgd ? PFX_OPTIMIZER_SGD : PFX_OPTIMIZER_ADAMW;
+      for (int k = 0; k <= PFX_WEIGHT_F16; k++)
+        if (weight_types[k] == p.out_dtype) o->out_type = (pfx_weight_type)k;
     } else {
       status = px_fail(px_api_error(err), PX_NO_MEMORY, "no memory");
     }

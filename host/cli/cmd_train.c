@@ -11,6 +11,7 @@ static pfx_train_options o;
 static const char *resume, *config;
 static char *config_device; /* what --config names; lives as long as the command */
 static cli_list tunes;
+static const char *const out_types[] = {"base", "f32", "bf16", "f16", NULL}; /* in the order of pfx_weight_type */
 static const char *const optimizers[] = {"adamw", "sgd", NULL};
 static const char *const schedules[] = {"linear", "cosine", "constant", NULL};
 
@@ -22,6 +23,7 @@ static const cli_option options[] = {
     {CLI_TEXT, "out", "FOLDER", "Where the run goes: the adapter in PEFT's format, run.json, metrics.jsonl, checkpoint/.", NULL, &o.out, NULL},
     {CLI_LIST, "tune", "PARTS", "What is learned: prefix:N, prompt:N, lora:R, ia3, norm, bias, top:K (the last K layers), full, with options behind colons (prefix:20:lr=1e-2:layers=0-5, lora:8:targets=q,v), and several joined by + (prefix:20+lora:8). docs/tuning.md explains each.", "prefix:20", &tunes, NULL},
     {CLI_TEXT, "init", "HOW", "Where a prefix or prompt starts: data (the first training tokens), random, zero, vocab (a prompt: words at random), text:TEXT, text-file:FILE, adapter:FOLDER (a prefix).", "data", &o.init, NULL},
+    {CLI_CHOICE, "out-dtype", "TYPE", "Type of the model that full leaves: f32, bf16, f16, or base (each tensor as the base has it, bf16 where it is quantised).", "base", &o.out_type, out_types},
     {CLI_INT32, "reparam", "H", "Learn the prefix through a small network of hidden width H; it is flattened into the adapter.", "none", &o.reparam, NULL},
     {CLI_SECTION, "How long", NULL, NULL, NULL, NULL, NULL},
     {CLI_INT, "steps", "N", "Updates.", "from --epochs", &o.steps, NULL},

@@ -79,7 +79,7 @@ static px_status find_folder(const char *path, char **folder, px_error *err) {
 
 static px_status read_model(const char *folder, px_arena *arena, px_adapter_part *part, px_error *err) {
   /* Every weight, trained: a model folder is such an adapter as well. */
-  bool whole = part->kind == PX_PART_FULL && holds(folder, "model.safetensors");
+  bool whole = part->kind == PX_PART_FULL && (holds(folder, "model.safetensors") || holds(folder, "config.json"));
   part->file = px_arena_printf(arena, "%s/%s", folder, whole ? "model.safetensors" : px_adapter_model_name(part->kind));
   if (!part->file) return px_fail(err, PX_NO_MEMORY, "no memory for a path");
   if (!px_file_exists(part->file) && part->kind < PX_PART_BIAS && holds(folder, "adapter_model.bin"))

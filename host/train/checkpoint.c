@@ -133,7 +133,7 @@ px_status px_run_save_adapter(px_run *run, const char *dir, px_error *err) {
                       : px_fail(err, PX_NO_MEMORY, "no memory");
   }
   if (status == PX_OK)
-    status = px_tune_is_whole(run->tune) ? px_tune_save_whole(run->tune, dir, run->tok, run->options.model_path, meta, meta_count, err)
+    status = px_tune_is_whole(run->tune) ? px_tune_save_whole(run->tune, dir, run->tok, run->options.out_dtype - 1, run->options.model_path, meta, meta_count, err)
                                          : px_tune_save(run->tune, dir, run->options.model_path, meta, meta_count, err);
   px_arena_free(&arena);
   return status == PX_OK && strcmp(dir, run->options.out) == 0 ? px_run_write_card(run, err) : status;

@@ -33,6 +33,7 @@ json_t *px_run_settings(const px_run *run) {
                    o->rows.loss_all, "no_bos", o->rows.no_bos, "no_end", o->rows.no_end, "template", px_template_name(o->rows.chat),
                    "no_fingerprint", o->no_fingerprint, "seed", px_arena_printf((px_arena *)&run->arena, "%llu", (unsigned long long)o->seed));
   if (all) json_object_set_new(all, "optimizer", json_string(o->sgd ? "sgd" : "adamw"));
+  if (all) json_object_set_new(all, "out_dtype", json_string(o->out_dtype ? px_dtype_name((px_dtype)(o->out_dtype - 1)) : "base"));
   if (all) json_object_set_new(all, "attention", json_string(px_attention_name(o->attention)));
   if (all) json_object_set_new(all, "tensorboard", text_or_null(o->tensorboard));
   return all;
@@ -207,6 +208,12 @@ static void read_settings(reader *r, px_train_options *o) {
   if (optimizer && strcmp(optimizer, "sgd") != 0 && strcmp(optimizer, "adamw") != 0 && r->status == PX_OK)
     r->status = px_fail(r->err, PX_BAD_FILE, "%s: field \"optimizer\" is damaged", r->name);
   o->sgd = optimizer && strcmp(optimizer, "sgd") == 0;
+  const char *type = get_text(r, "out_dtype"); /* likewise */
+  static const px_dtype types[] = {PX_F32, PX_BF16, PX_F16};
+  for (size_t i = 0; type && i < sizeof types / sizeof *types; i++)
+    if (strcmp(type, px_dtype_name(types[i])) == 0) o->out_dtype = 1 + (int)types[i];
+  if (type && !o->out_dtype && strcmp(type, "base") != 0 && r->status == PX_OK)
+    r->status = px_fail(r->err, PX_BAD_FILE, "%s: field \"out_dtype\" is damaged", r->name);
   o->attention = get_attention(r);
   o->tensorboard = get_text(r, "tensorboard");
 }

@@ -173,6 +173,8 @@ static px_status set_up(px_run *run, const int32_t *sizes, px_error *err) {
   px_part_spec *prefix = px_tune_part(&run->spec, PX_PART_PREFIX);
   if (o->prefix_dropout > 0 && !prefix) return px_fail(err, PX_INVALID, "--prefix-dropout: --tune %s has no prefix", o->tune);
   if (o->prefix_dropout > 0) prefix->dropout = (float)o->prefix_dropout;
+  if (o->out_dtype && !(run->spec.part_count == 1 && run->spec.parts[0].kind == PX_PART_FULL))
+    return px_fail(err, PX_INVALID, "--out-dtype is for --tune full, which leaves a model; --tune %s leaves an adapter in float32", o->tune);
   run->spec.plain_descent = o->sgd;
   run->spec.weight_decay = (float)o->weight_decay;
   PX_TRY(settle_rates(run, err));

@@ -33,6 +33,7 @@ typedef struct px_train_options {
   uint64_t seed;
   px_attention attention;    /* AUTO: the model's */
   bool sgd;                  /* plain descent in place of AdamW */
+  int out_dtype;             /* of the model that a run of all weights leaves: 1 + a px_dtype; 0: the base's */
   const char *tensorboard;   /* folder for event files; NULL: none */
 } px_train_options;
 

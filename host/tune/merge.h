@@ -24,8 +24,8 @@ px_status px_tune_save_model(struct px_tune *tune, const char *dir, const px_tok
 /* Whether every weight is trained and nothing else: such a run leaves a model folder. */
 bool px_tune_is_whole(const struct px_tune *tune);
 /* That folder, into `dir`: transformers and pfx open it as a model, and pfx as an adapter of its base too, by pfx.json and the
- * metadata in model.safetensors. */
-px_status px_tune_save_whole(struct px_tune *tune, const char *dir, const px_tokenizer *tok, const char *base_name, const px_meta *metadata,
-                             size_t count, px_error *err);
+ * metadata in model.safetensors. dtype: as in px_model_write_options. */
+px_status px_tune_save_whole(struct px_tune *tune, const char *dir, const px_tokenizer *tok, int dtype, const char *base_name,
+                             const px_meta *metadata, size_t count, px_error *err);
 
 #endif

@@ -64,15 +64,15 @@ px_status px_tune_save_model(px_tune *tune, const char *dir, const px_tokenizer 
 
 bool px_tune_is_whole(const px_tune *tune) { return tune->part_count == 1 && tune->spec.parts[0].kind == PX_PART_FULL; }
 
-px_status px_tune_save_whole(px_tune *tune, const char *dir, const px_tokenizer *tok, const char *base_name, const px_meta *metadata, size_t count,
-                             px_error *err) {
+px_status px_tune_save_whole(px_tune *tune, const char *dir, const px_tokenizer *tok, int dtype, const char *base_name, const px_meta *metadata,
+                             size_t count, px_error *err) {
   px_buf note = {0};
   json_t *object = json_pack("{s:s? s:i s:s s:n s:s}", "base_model_name_or_path", base_name, "format", 1, "part", "full", "revision", "task_type",
                              "CAUSAL_LM");
   px_status status = object ? px_json_dump(object, &note, err) : px_fail(err, PX_NO_MEMORY, "no memory to write %s", dir);
   json_decref(object);
   /* One file of weights, whatever its size: as an adapter the folder is read from one. */
-  px_model_write_options options = {.dtype = -1, .shard_bytes = INT64_MAX, .into = true, .metadata = metadata, .metadata_count = count,
+  px_model_write_options options = {.dtype = dtype, .shard_bytes = INT64_MAX, .into = true, .metadata = metadata, .metadata_count = count,
                                     .note_name = "pfx.json", .note = note.data};
   if (status == PX_OK) status = px_tune_save_model(tune, dir, tok, &options, NULL, err);
   px_buf_free(&note);

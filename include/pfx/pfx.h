@@ -256,6 +256,14 @@ typedef enum pfx_optimizer {
   PFX_OPTIMIZER_SGD = 1, /* plain descent: no moments, a third of AdamW's memory; the rate is yours to find */
 } pfx_optimizer;
 
+/* Of a model folder that is written. */
+typedef enum pfx_weight_type {
+  PFX_WEIGHT_BASE = 0, /* each tensor in its own type of the base, bf16 where that is quantised */
+  PFX_WEIGHT_F32 = 1,
+  PFX_WEIGHT_BF16 = 2,
+  PFX_WEIGHT_F16 = 3,
+} pfx_weight_type;
+
 typedef struct pfx_train_options {
   size_t struct_bytes;
   const char *data, *valid, *out;  /* valid NULL: no validation */
@@ -288,6 +296,7 @@ typedef struct pfx_train_options {
   pfx_attention attention;         /* default PFX_ATTENTION_AUTO: as the model was opened */
   pfx_optimizer optimizer;         /* default PFX_OPTIMIZER_ADAMW */
   const char *tensorboard;         /* folder for TensorBoard event files; NULL: none. A failure to write is logged and ends no run */
+  pfx_weight_type out_type;        /* of the model that a run with tune "full" leaves; other runs leave float32 adapters */
 } pfx_train_options;
 
 static inline pfx_train_options pfx_train_options_init(void) {
@@ -503,13 +512,6 @@ PFX_API pfx_status pfx_probe_wait(const pfx_model *model, const pfx_tokenizer *t
 PFX_API pfx_status pfx_inspect_wait(const char *path, bool json, bool verify, char **text, pfx_error *err);
 
 /* ---- Model folders --------------------------------------------------------------------------------------------------- */
-
-typedef enum pfx_weight_type {
-  PFX_WEIGHT_BASE = 0, /* each tensor in its own type of the base, bf16 where that is quantised */
-  PFX_WEIGHT_F32 = 1,
-  PFX_WEIGHT_BF16 = 2,
-  PFX_WEIGHT_F16 = 3,
-} pfx_weight_type;
 
 typedef struct pfx_merge_options {
   size_t struct_bytes;

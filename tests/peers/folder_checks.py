@@ -21,6 +21,47 @@ SPLITS = {GOLDEN / "tokenizers/small_llama3.json": ("small_llama3", "llama-bpe")
           SHARED / "tokenizers/gpt-neox/20B_tokenizer.json": ("gpt-neox", "gpt-neox")}
 
 
+def check_full(case):
+    """What a run of all weights leaves is a model for transformers: its logits with the run's own rows."""
+    def check(checks):
+        model, out = GOLDEN / f"gguf/{case}.gguf", checks.scratch / f"full-{case}"
+        path, rows = checks.golden_rows(case)
+        checks.train(model, path, out, "--tune", "full", "--steps", 3, "--lr", 1e-3)
+        opened, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+        assert not any(info.values()), info
+        return same_as_probe(checks, model, out, path, float64_logits(out, rows))
+    return check
+
+
+def same_as_probe(checks, model, run, path, theirs):
+    """`pfx probe` with the run as an adapter of its base, and with it as a model."""
+    worst = 0.0
+    for how in (("--model", model, "--adapter", run), ("--model", run)):
+        probe = checks.scratch / "full.safetensors"
+        checks.pfx("probe", *how, "--data", path, "--out", probe, "--device", "cpu", "--threads", 2, "--quiet")
+        worst = max(worst, distance(load_file(probe)["logits"], theirs))
+    assert worst <= LOGITS, f"logits {worst:.1e}"
+    return f"logits {worst:.1e}"
+
+
+def check_full_smollm(checks):
+    """The same on a real model that was quantised: its folder has bfloat16 weights."""
+    if not checks.smollm.exists():
+        raise checks.Skipped(f"no {checks.smollm}")
+    rows, out = checks.scratch / "two.jsonl", checks.scratch / "full-smollm"
+    rows.write_text("".join(json.dumps({"prompt": f"{word}:", "completion": f" {kind}"}) + "\n"
+                            for word, kind in (("cat", "animal"), ("oak", "tree"))))
+    checks.train(checks.smollm, rows, out, "--tune", "full", "--steps", 2, "--save-every", -1)
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32), AutoTokenizer.from_pretrained(out)
+    rows = [tokenizer(f"{text}<|im_end|>").input_ids for text in ("cat: animal", "oak: tree")]
+    with torch.no_grad():
+        theirs = torch.cat([model(input_ids=torch.tensor([row])).logits[0] for row in rows])
+    path = checks.scratch / "two_ids.jsonl"
+    path.write_text("".join(json.dumps({"ids": row, "labels": row}) + "\n" for row in rows))
+    return same_as_probe(checks, checks.smollm, out, path, theirs)
+
+
 def golden_tokenizers():
     """tests/golden/tokenizers/make_tokenizer_golden.py as a module: its texts and digests."""
     spec = importlib.util.spec_from_file_location("make_tokenizer_golden", GOLDEN / "tokenizers/make_tokenizer_golden.py")
@@ -190,8 +231,11 @@ CHECKS |= {f"transformers opens the folder made of {case}": check_model(case, Fa
            for case in ("gpt2", "llama3_new", "llama_f16", "llama_tied", "mistral", "qwen2_window", "qwen3")}
 CHECKS |= {f"transformers opens merged folders of {family}": check_merged(family)
            for family in ("gpt2", "llama", "mistral", "qwen2", "qwen3")}
+CHECKS |= {f"transformers opens what a run of all weights of {case}.gguf leaves": check_full(case)
+           for case in ("gpt2", "llama_linear", "qwen2", "qwen3")}
 CHECKS |= {f"transformers reads the tokenizer made of {name}": check_vocabulary(
     SHARED / f"tokenizers/gguf-vocab/ggml-vocab-{name}.gguf", f"gguf_{name}", from_vocabulary) for name in VOCABULARIES}
 CHECKS |= {f"transformers reads the tokenizer made of {digests} in a GGUF": check_vocabulary(
     path, digests, lambda writer, source, split=split: from_json(writer, source, split)) for path, (digests, split) in SPLITS.items()}
 CHECKS["transformers opens the folder made of SmolLM2"] = check_smollm
+CHECKS["transformers opens what a run of all weights of SmolLM2 leaves"] = check_full_smollm
