@@ -207,6 +207,14 @@ class Methods(CompareCase):
             self.assertNotIn(mark, page.replace("</pre></dd>", "").replace("</pre><dl>", ""))
         self.assertIn("&lt;/pre&gt;&lt;script&gt;x()&lt;/script&gt;&amp;&quot;&#39;&lt;b&gt;0", page)
 
+    def test_how_it_is_trained(self):
+        """What is said holds for every run, what is not is the command's default."""
+        self.pfx(*self.quick, "--budget", "4steps", "--no-generate", "--schedule", "constant", "--weight-decay", "0.1", "--batch-rows", "7",
+                 "--accumulate", "2", "--seed", "5", "--quiet")
+        settings = json.loads(read("which/runs/prefix-2_usual_seed5/run.json"))["settings"]
+        wanted = {"schedule": "constant", "weight_decay": 0.1, "batch_rows": 7, "accumulate": 2, "seed": "5", "clip": 1.0, "steps": 4}
+        self.assertEqual({key: settings[key] for key in wanted}, wanted)
+
     def test_rows_that_were_trained_on(self):
         write_rows("test.jsonl", pairs(20, 3)[:5] + pairs(60, 1)[:3])
         write("valid.jsonl", read("train.jsonl"))
