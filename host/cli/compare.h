@@ -156,7 +156,7 @@ int compare_write_json(const char *path, const json_t *value);
 int compare_digest(const char *path, char digest[65]);
 /* NULL: it cannot be read (missing, or no JSON). The caller's. */
 json_t *compare_read_json(const char *path);
-/* Bytes of what a run leaves to use: everything but checkpoint/, run.json and metrics.jsonl. */
+/* Bytes of what a run leaves to use: everything but checkpoint/, run.json, metrics.jsonl and the model card. */
 int64_t compare_folder_bytes(const char *folder);
 void compare_remove_folder(const char *folder);
 
