@@ -370,6 +370,17 @@ class Refused(CompareCase):
         self.pfx(*args, "--budget", f"{int(match.group(1)) + 5}s", "--quiet")
         self.assertEqual(os.stat("which/jobs/zero-shot.test.json").st_mtime_ns, measured)
 
+    def test_results_that_were_damaged(self):
+        args = [*self.quick, "--budget", "2steps", "--quiet"]
+        self.pfx(*args)
+        before = steady(self.results())
+        write("which/jobs/zero-shot.test.items.jsonl", read("which/jobs/zero-shot.test.items.jsonl")[:-40])
+        self.refused(args, 3, "which/jobs/zero-shot.test.items.jsonl is damaged; remove it and its .json to measure again")
+        os.remove("which/jobs/zero-shot.test.json")
+        write("which/jobs/zero-shot.valid.json", "{")  # a result that cannot be read is none
+        self.pfx(*args)
+        self.assertEqual(steady(self.results()), before)
+
     def test_a_disk_that_is_full(self):
         out, err = self.pfx(*self.quick, "--budget", "2steps", "--quiet", code=1,
                             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)))
