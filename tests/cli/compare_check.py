@@ -111,8 +111,8 @@ class Methods(CompareCase):
             self.assertTrue(m["loss_low"] <= mean <= m["loss_high"])
             self.assertAlmostEqual(m["damage"], sum(run["retain_loss"] for run in chosen) / 2 - retained, 9)
             self.assertEqual(m["trainable"], int(name[7]) * 2 * 3 * 36)
-            files = [os.path.join(chosen[0]["folder"], name) for name in ("adapter_model.safetensors", "adapter_config.json", "README.md")]
-            self.assertEqual(m["disk_bytes"], sum(os.path.getsize(file) for file in files))
+            kept = [os.path.join(chosen[0]["folder"], name) for name in ("adapter_model.safetensors", "adapter_config.json")]
+            self.assertEqual(m["disk_bytes"], sum(map(os.path.getsize, kept)))  # what using it needs; the card is for people
             for key in ("seconds", "seconds_to_best", "tokens_per_s", "peak_bytes", "token_ms"):
                 self.assertGreater(m[key], 0, key)
 
