@@ -6,6 +6,7 @@
 
 static compare all = {.set = {.budget = "200steps", .seeds = 3, .shots = 4, .max_tokens = 128, .batch_rows = 16, .accumulate = 1}};
 static const char *const rates[] = {"auto", "usual", NULL};
+static const char *const schedules[] = {"linear", "cosine", "constant", NULL};
 
 static const cli_option options[] = {
     {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},
@@ -24,6 +25,10 @@ static const cli_option options[] = {
     {CLI_SEED, "seed", "N", "The first seed; the others follow it.", "0", &all.set.seed, NULL},
     {CLI_INT32, "batch-rows", "N", "Rows a batch, for all.", "16", &all.set.batch_rows, NULL},
     {CLI_INT32, "accumulate", "N", "Batches whose gradients make one step.", "1", &all.set.accumulate, NULL},
+    {CLI_INT, "warmup", "N", "Steps of linear warm-up, for all.", "a twentieth of the run", &all.set.warmup, NULL},
+    {CLI_CHOICE, "schedule", "NAME", "After the warm-up, for all: linear or cosine decay, or constant.", "linear", &all.set.schedule, schedules},
+    {CLI_NUMBER, "weight-decay", "X", "Decoupled weight decay, for all.", "0", &all.set.weight_decay, NULL},
+    {CLI_NUMBER, "clip", "X", "Largest global gradient norm, for all; -1: none.", "1", &all.set.clip, NULL},
     {CLI_INT32, "shots", "K", "Examples from --data in the prompt of the in-context method, as many as fit; 0: without it.", "4", &all.set.shots, NULL},
     {CLI_INT32, "max-tokens", "N", "Longest generated text in tokens.", "128", &all.set.max_tokens, NULL},
     {CLI_FLAG, "no-generate", NULL, "Measure losses alone; no texts, no text scores.", NULL, &all.set.no_generate, NULL},
@@ -54,7 +59,8 @@ static int check_training(const compare_settings *s) {
 }
 
 static int check_versions(const compare_settings *s) {
-  static const char *const not_with[] = {"tune", "data", "valid", "lr", "seeds", "budget", "batch-rows", "accumulate", "shots"};
+  static const char *const not_with[] = {"tune", "data", "valid", "lr", "seeds", "budget", "batch-rows", "accumulate", "shots",
+                                         "warmup", "schedule", "weight-decay", "clip"};
   for (size_t i = 0; i < sizeof not_with / sizeof *not_with; i++)
     if (cli_given(&cli_compare, not_with[i])) return cli_usage_error(&cli_compare, "--%s has no meaning with --adapter: nothing is trained", not_with[i]);
   if (!cli_shared.model || !s->test) return cli_usage_error(&cli_compare, "compare needs --model and --test");

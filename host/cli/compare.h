@@ -37,6 +37,9 @@ typedef struct compare_settings {
   int32_t seeds, shots, max_tokens, batch_rows, accumulate;
   uint64_t seed;
   int metric;            /* compare_metric */
+  int64_t warmup;        /* these as `pfx train` has them; passed on where they were given */
+  int schedule;
+  double weight_decay, clip;
   bool no_generate, fail_if_worse, force;
   pfx_data_options rows;
 } compare_settings;
@@ -153,7 +156,7 @@ int compare_write_json(const char *path, const json_t *value);
 int compare_digest(const char *path, char digest[65]);
 /* NULL: it cannot be read (missing, or no JSON). The caller's. */
 json_t *compare_read_json(const char *path);
-/* Bytes of what a run leaves to use: everything but checkpoint/, run.json and metrics.jsonl. */
+/* Bytes of what a run leaves to use: everything but checkpoint/, run.json, metrics.jsonl and the model card. */
 int64_t compare_folder_bytes(const char *folder);
 void compare_remove_folder(const char *folder);
 
@@ -197,6 +200,9 @@ int compare_child(const compare_args *args, const char *log, void (*tick)(void *
 /* The result of the piece of work `name`, from DIR/jobs/NAME.json, or by doing it and keeping it: an object with "seconds" and
  * either "result" (what the program printed) or "failure" (a text). NULL: the comparison cannot go on, c->code says why. */
 const json_t *compare_job(compare *c, const char *name, const compare_args *args, const char *progress_folder, const char *doing);
+/* How to train, as far as it was said; and the same into an object. */
+void compare_train_args(const compare *c, compare_args *a);
+void compare_train_settings(const compare *c, json_t *o);
 /* Arguments that train and eval share; model NULL: --model. */
 void compare_common_args(const compare *c, compare_args *a, const char *model);
 

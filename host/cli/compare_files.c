@@ -133,7 +133,7 @@ json_t *compare_read_json(const char *path) {
 }
 
 int64_t compare_folder_bytes(const char *folder) {
-  static const char *const not_counted[] = {".", "..", "checkpoint", "run.json", "metrics.jsonl"};
+  static const char *const not_counted[] = {".", "..", "checkpoint", "run.json", "metrics.jsonl", "README.md"};
   int64_t bytes = 0;
   DIR *dir = opendir(folder);
   for (struct dirent *e; dir && (e = readdir(dir));) {

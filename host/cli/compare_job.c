@@ -22,6 +22,39 @@ void compare_common_args(const compare *c, compare_args *a, const char *model) {
   compare_arg(a, "--quiet");
 }
 
+/* Of a setting that nobody gave, `pfx train` knows the default. */
+static const char *train_setting(const compare *c, int i, const char **name) {
+  static const char *const names[] = {"warmup", "schedule", "weight-decay", "clip"};
+  static const char *const schedules[] = {"linear", "cosine", "constant"};
+  const compare_settings *s = &c->set;
+  if (i == sizeof names / sizeof *names) return *name = NULL;
+  *name = names[i];
+  if (!cli_given(&cli_compare, names[i])) return NULL;
+  switch (i) {
+    case 0:
+      return compare_printf("%lld", (long long)s->warmup);
+    case 1:
+      return schedules[s->schedule];
+    default:
+      return compare_printf("%.9g", i == 2 ? s->weight_decay : s->clip);
+  }
+}
+
+void compare_train_args(const compare *c, compare_args *a) {
+  const char *name, *value;
+  compare_arg2(a, "--batch-rows", compare_printf("%d", c->set.batch_rows));
+  compare_arg2(a, "--accumulate", compare_printf("%d", c->set.accumulate));
+  for (int i = 0; value = train_setting(c, i, &name), name; i++)
+    if (value) compare_arg2(a, compare_printf("--%s", name), value);
+}
+
+void compare_train_settings(const compare *c, json_t *o) {
+  const char *name, *value;
+  json_object_set_new(o, "batch-rows", json_integer(c->set.batch_rows));
+  json_object_set_new(o, "accumulate", json_integer(c->set.accumulate));
+  for (int i = 0; value = train_setting(c, i, &name), name; i++) json_object_set_new(o, name, value ? json_string(value) : json_null());
+}
+
 typedef struct watched {
   const compare *c;
   const char *metrics, *doing; /* metrics NULL: it does not train */

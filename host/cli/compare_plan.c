@@ -15,8 +15,7 @@ static void add_training_args(const compare *c, compare_args *a) {
   compare_common_args(c, a, NULL);
   compare_arg2(a, "--data", s->data);
   if (s->valid) compare_arg2(a, "--valid", s->valid);
-  compare_arg2(a, "--batch-rows", compare_printf("%d", s->batch_rows));
-  compare_arg2(a, "--accumulate", compare_printf("%d", s->accumulate));
+  compare_train_args(c, a);
 }
 
 static int failed_job(compare *c, const char *what, const char *why) {

@@ -16,8 +16,7 @@ static int train(compare *c, compare_run *r) {
   compare_arg2(&args, "--tune", r->tune);
   compare_arg2(&args, "--steps", compare_printf("%lld", (long long)c->plan.steps));
   compare_arg2(&args, "--eval-every", compare_printf("%lld", (long long)c->plan.eval_every));
-  compare_arg2(&args, "--batch-rows", compare_printf("%d", s->batch_rows));
-  compare_arg2(&args, "--accumulate", compare_printf("%d", s->accumulate));
+  compare_train_args(c, &args);
   compare_arg2(&args, "--seed", compare_printf("%llu", (unsigned long long)r->seed));
   compare_arg2(&args, "--out", r->folder);
   compare_arg2(&args, "--resume", "auto");

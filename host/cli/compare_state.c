@@ -36,8 +36,7 @@ static json_t *settings_of(const compare *c) {
     json_object_set_new(o, "lr", json_string(s->lr ? "usual" : "auto"));
     json_object_set_new(o, "seeds", json_integer(s->seeds));
     json_object_set_new(o, "budget", json_string(s->budget));
-    json_object_set_new(o, "batch-rows", json_integer(s->batch_rows));
-    json_object_set_new(o, "accumulate", json_integer(s->accumulate));
+    compare_train_settings(c, o);
   }
   json_object_set_new(o, "seed", json_string(compare_printf("%llu", (unsigned long long)s->seed)));
   json_object_set_new(o, "shots", json_integer(s->shots));

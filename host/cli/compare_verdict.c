@@ -55,7 +55,10 @@ static void against_the_model(const compare *c, sentences *s) {
 
 static void against_the_others(const compare *c, sentences *s) {
   const char *equal = "", *worse = "";
-  const compare_method *best = &c->methods[c->best];
+  const compare_method *best = &c->methods[c->best], *pick = &c->methods[c->pick];
+  if (pick != best && isfinite(pick->behind_high)) /* what is not shown may be there all the same */
+    say(s, compare_printf("%s may be behind %s by up to %s (%s, 95 %% interval of the difference).", pick->label, best->label,
+                          value(c, pick->behind_high), title(c)));
   for (int i = 0; i < c->method_count; i++) {
     const compare_method *m = &c->methods[i];
     if (i == c->best || !isfinite(m->behind)) continue;

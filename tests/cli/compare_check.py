@@ -111,8 +111,8 @@ class Methods(CompareCase):
             self.assertTrue(m["loss_low"] <= mean <= m["loss_high"])
             self.assertAlmostEqual(m["damage"], sum(run["retain_loss"] for run in chosen) / 2 - retained, 9)
             self.assertEqual(m["trainable"], int(name[7]) * 2 * 3 * 36)
-            files = [os.path.join(chosen[0]["folder"], name) for name in ("adapter_model.safetensors", "adapter_config.json", "README.md")]
-            self.assertEqual(m["disk_bytes"], sum(os.path.getsize(file) for file in files))
+            kept = [os.path.join(chosen[0]["folder"], name) for name in ("adapter_model.safetensors", "adapter_config.json")]
+            self.assertEqual(m["disk_bytes"], sum(map(os.path.getsize, kept)))  # what using it needs; the card is for people
             for key in ("seconds", "seconds_to_best", "tokens_per_s", "peak_bytes", "token_ms"):
                 self.assertGreater(m[key], 0, key)
 
@@ -206,6 +206,14 @@ class Methods(CompareCase):
         for mark in ("<script", "<b>s", "</pre><", "x()</"):
             self.assertNotIn(mark, page.replace("</pre></dd>", "").replace("</pre><dl>", ""))
         self.assertIn("&lt;/pre&gt;&lt;script&gt;x()&lt;/script&gt;&amp;&quot;&#39;&lt;b&gt;0", page)
+
+    def test_how_it_is_trained(self):
+        """What is said holds for every run, what is not is the command's default."""
+        self.pfx(*self.quick, "--budget", "4steps", "--no-generate", "--schedule", "constant", "--weight-decay", "0.1", "--batch-rows", "7",
+                 "--accumulate", "2", "--seed", "5", "--quiet")
+        settings = json.loads(read("which/runs/prefix-2_usual_seed5/run.json"))["settings"]
+        wanted = {"schedule": "constant", "weight_decay": 0.1, "batch_rows": 7, "accumulate": 2, "seed": "5", "clip": 1.0, "steps": 4}
+        self.assertEqual({key: settings[key] for key in wanted}, wanted)
 
     def test_rows_that_were_trained_on(self):
         write_rows("test.jsonl", pairs(20, 3)[:5] + pairs(60, 1)[:3])
@@ -361,6 +369,17 @@ class Refused(CompareCase):
         measured = os.stat("which/jobs/zero-shot.test.json").st_mtime_ns
         self.pfx(*args, "--budget", f"{int(match.group(1)) + 5}s", "--quiet")
         self.assertEqual(os.stat("which/jobs/zero-shot.test.json").st_mtime_ns, measured)
+
+    def test_results_that_were_damaged(self):
+        args = [*self.quick, "--budget", "2steps", "--quiet"]
+        self.pfx(*args)
+        before = steady(self.results())
+        write("which/jobs/zero-shot.test.items.jsonl", read("which/jobs/zero-shot.test.items.jsonl")[:-40])
+        self.refused(args, 3, "which/jobs/zero-shot.test.items.jsonl is damaged; remove it and its .json to measure again")
+        os.remove("which/jobs/zero-shot.test.json")
+        write("which/jobs/zero-shot.valid.json", "{")  # a result that cannot be read is none
+        self.pfx(*args)
+        self.assertEqual(steady(self.results()), before)
 
     def test_a_disk_that_is_full(self):
         out, err = self.pfx(*self.quick, "--budget", "2steps", "--quiet", code=1,
