@@ -9,8 +9,8 @@ if(PFX_WITH_CUDNN)
        /opt/*/lib/python3*/site-packages/nvidia/cudnn/include)
   find_path(PFX_CUDNN_INCLUDE cudnn.h PATHS ${PFX_CUDA_HOME}/include ${places})
   if(PFX_CUDNN_INCLUDE AND NOT PFX_CUDNN_FRONTEND)
-    execute_process(COMMAND ${CMAKE_SOURCE_DIR}/scripts/fetch_cuda.sh frontend OUTPUT_VARIABLE folder OUTPUT_STRIP_TRAILING_WHITESPACE
-                    RESULT_VARIABLE code)
+    execute_process(COMMAND ${CMAKE_COMMAND} -E env PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=10 ${CMAKE_SOURCE_DIR}/scripts/fetch_cuda.sh frontend
+                    OUTPUT_VARIABLE folder OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE code)
     if(code EQUAL 0)
       set(PFX_CUDNN_FRONTEND ${folder}/include CACHE PATH "Headers of cuDNN's front end")
     endif()

@@ -7,6 +7,8 @@
 #include "backend/attention_engine.h"
 #include "backend/cuda_state.h"
 #include "core/file.h"
+#include "helpers/golden.h"
+#include "helpers/pass.h"
 #include "kernels/attention_merge.h"
 
 /* ---- an engine of our own ---- */
@@ -238,6 +240,40 @@ static void what_is_refused_is_fused(void **state) {
   release(&usual);
 }
 
+/* A whole pass over a model, whose buffer plan has the room: the same loss and the same gradients. */
+static void a_model_in_two_parts(void **state) {
+  (void)state;
+  static const int32_t lens[] = {9, 4, 23, 1}, prefixes[] = {3, 5};
+  px_error err;
+  char path[512];
+  px_model *model;
+  ASSERT_OK(px_model_open(golden_path("mistral", "", path), &(px_model_options){.device = "cuda", .dtype = PX_F32}, &model, &err));
+  pass_prefixes p;
+  pass_prefixes_open(model, be, 2, prefixes, 7, &p);
+  pass_rows rows = pass_rows_make(model, 4, lens, 8);
+  for (int i = 0; i < 3; i++) rows.adapter[i] = i % 2, rows.first[i] = prefixes[i % 2];
+  use(NULL);
+  double fused = pass_loss(model, be, &rows, &p.hooks, true, NULL);
+  float *want[2] = {pass_prefix_grad(&p, 0), pass_prefix_grad(&p, 1)};
+  pass_prefixes_zero_grads(&p);
+  stand_in e = {.by_rows = true};
+  use(&e);
+  double split = pass_loss(model, be, &rows, &p.hooks, true, NULL);
+  assert_int_equal(e.calls[0], px_model_config(model)->layers);
+  assert_int_equal(e.calls[1], px_model_config(model)->layers - 1); /* the first layer wants the prefixes' gradients alone */
+  if (!(fabs(split - fused) <= TOL_F32_BATCH * fused)) fail_msg("loss %.9g in two parts, %.9g in one", split, fused);
+  for (int i = 0; i < 2; i++) {
+    float *got = pass_prefix_grad(&p, i);
+    double distance = pass_relative_l2(got, want[i], pass_prefix_floats(&p, i));
+    if (!(distance <= TOL_F32_BATCH)) fail_msg("gradient of prefix %d differs by %.3g", i, distance);
+    free(got), free(want[i]);
+  }
+  use(NULL);
+  pass_rows_free(&rows);
+  pass_prefixes_close(&p);
+  px_model_close(model);
+}
+
 static void an_engine_that_fails(void **state) {
   (void)state;
   stand_in e = {.fails = -1234};
@@ -320,7 +356,7 @@ static void without_device(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(the_parts_are_the_whole), cmocka_unit_test(segments_alone_in_backward),
-                                     cmocka_unit_test(what_is_refused_is_fused), cmocka_unit_test(an_engine_that_fails), cmocka_unit_test(with_cudnn)};
+                                     cmocka_unit_test(what_is_refused_is_fused), cmocka_unit_test(a_model_in_two_parts), cmocka_unit_test(an_engine_that_fails), cmocka_unit_test(with_cudnn)};
   const struct CMUnitTest none[] = {cmocka_unit_test(without_device)};
   open_device(NULL);
   int failed = be ? cmocka_run_group_tests(tests, NULL, close_device) : cmocka_run_group_tests(none, NULL, NULL);
