@@ -105,15 +105,31 @@ static px_status load_tensor(px_tune *t, int part, const px_part_tensor *tensor,
   return PX_OK;
 }
 
+px_status px_part_load(px_part *p, const px_adapter_part *part, px_error *err) {
+  if (part->kind == PX_PART_PREFIX) return px_prefix_from_peft(p, part->tensors[0].values, err);
+  for (size_t k = 0; k < part->tensor_count; k++) PX_TRY(load_tensor(p->tune, p->number, &part->tensors[k], part->file, err));
+  return px_backend_status(p->tune->be, err);
+}
+
 px_status px_tune_load(px_tune *t, const px_adapter *a, px_error *err) {
-  for (int i = 0; i < a->part_count; i++) {
-    const px_adapter_part *part = &a->parts[i];
-    if (part->kind == PX_PART_PREFIX)
-      PX_TRY(px_prefix_from_peft(&t->parts[i], part->tensors[0].values, err));
-    else
-      for (size_t k = 0; k < part->tensor_count; k++) PX_TRY(load_tensor(t, i, &part->tensors[k], part->file, err));
-  }
-  return px_backend_status(t->be, err);
+  for (int i = 0; i < a->part_count; i++) PX_TRY(px_part_load(&t->parts[i], &a->parts[i], err));
+  return PX_OK;
+}
+
+/* What was not said follows the adapter: sizes, targets, and the scale that a low-rank delta was learned at. */
+px_status px_part_settle(px_part *p, const px_adapter *a, px_error *err) {
+  px_part_spec *own = &p->tune->spec.parts[p->number];
+  px_tune_spec all;
+  PX_TRY(px_tune_spec_of(a, &p->tune->arena, &all, err));
+  const px_part_spec *there = px_tune_part(&all, own->kind);
+  const char *name = px_part_kind_name(own->kind);
+  if (!there) return px_fail(err, PX_INVALID, "--init adapter:%s: it is %s and has no %s to start from", a->path, a->kind, name);
+  if (own->size && own->size != there->size)
+    return px_fail(err, PX_INVALID, "%s:%d does not fit its initial adapter %s, which has %s:%d", name, own->size, a->path, name, there->size);
+  own->size = there->size;
+  if (!own->targets) own->targets = there->targets;
+  if (own->alpha == 0) own->alpha = there->alpha, own->rslora = there->rslora;
+  return PX_OK;
 }
 
 px_status px_tune_open_adapter(const px_model *model, px_backend *be, const px_adapter *adapter, bool trained, px_tune **out, px_error *err) {

@@ -10,6 +10,7 @@ typedef struct px_part px_part;
 /* What parts begin from. */
 typedef struct px_part_start {
   const px_tokenizer *tok;
+  const px_adapter *adapter; /* what parts with PX_INIT_ADAPTER begin from; NULL: none does, or a checkpoint will be read */
   const px_tune_spec *spec;
   uint64_t seed;
 } px_part_start;
@@ -63,6 +64,10 @@ static inline void px_part_places(const px_part *p, float *memory, int64_t all, 
 }
 /* Room after count floats so that what follows begins at 64 bytes. */
 static inline int64_t px_part_room(int64_t count) { return (count + 15) & ~(int64_t)15; }
+
+/* exchange.c: values of an adapter's part; and what a part that begins there takes over from it. */
+px_status px_part_load(px_part *p, const px_adapter_part *part, px_error *err);
+px_status px_part_settle(px_part *p, const px_adapter *adapter, px_error *err);
 
 /* "q,v", "all" or the family's usual sites -> which; HF's module names count too. NULL: usual. PX_INVALID names what there is.
  * GPT-2 has q, k and v in one matrix. */

@@ -6,7 +6,6 @@
 
 #include "core/file.h"
 #include "core/random.h"
-#include "tune/adapter.h"
 #include "tune/prefix.h"
 
 /* Standard deviation of random keys and values; see docs/performance.md, "Where a prefix starts". */
@@ -109,25 +108,18 @@ static px_status from_adapter(px_part *part, const px_part_start *start, float *
   const px_part_spec *spec = part->spec;
   const px_config *c = part->tune->config;
   int64_t width = (int64_t)c->kv_heads * c->head_dim, slices = 2 * (int64_t)c->layers;
-  px_adapter *adapter = NULL;
-  px_fit fit;
-  PX_TRY(px_adapter_open(spec->init_value, &adapter, err));
-  px_status status = px_adapter_must_be_prefix(adapter, err);
-  if (status == PX_OK) status = px_adapter_fits(adapter, part->tune->model, start->tok, start->spec->force, &fit, NULL, err);
-  if (status == PX_OK && spec->size && spec->size != adapter->tokens)
-    status = px_fail(err, PX_INVALID, "prefix:%d does not fit its initial adapter %s, which has %d virtual tokens",
-                     spec->size, spec->init_value, adapter->tokens);
-  if (status == PX_OK) {
-    part->tokens = adapter->tokens;
-    *values = px_calloc((size_t)(adapter->tokens * slices * width), sizeof(float));
-    if (!*values) status = px_fail(err, PX_NO_MEMORY, "no memory");
-  }
-  for (int64_t t = 0; status == PX_OK && t < part->tokens; t++)
+  const px_adapter_part *there = px_adapter_find(start->adapter, PX_PART_PREFIX);
+  if (!there) return px_fail(err, PX_INVALID, "--init adapter:%s: it is %s and has no prefix to start from", spec->init_value, start->adapter->kind);
+  int32_t tokens = (int32_t)there->config.virtual_tokens;
+  if (spec->size && spec->size != tokens)
+    return px_fail(err, PX_INVALID, "prefix:%d does not fit its initial adapter %s, which has %d virtual tokens", spec->size, spec->init_value, tokens);
+  part->tokens = tokens;
+  *values = px_calloc((size_t)(tokens * slices * width), sizeof(float));
+  if (!*values) return px_fail(err, PX_NO_MEMORY, "no memory");
+  for (int64_t t = 0; t < tokens; t++)
     for (int64_t s = 0; s < slices; s++)
-      memcpy(*values + (s * part->tokens + t) * width, adapter->values + px_peft_index(t, s, 0, slices, width),
-             (size_t)width * sizeof(float));
-  px_adapter_close(adapter);
-  return status;
+      memcpy(*values + (s * tokens + t) * width, there->tensors[0].values + px_peft_index(t, s, 0, slices, width), (size_t)width * sizeof(float));
+  return PX_OK;
 }
 
 px_status px_prefix_initial(px_part *part, const px_part_start *start, float **values, px_error *err) {

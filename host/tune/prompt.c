@@ -54,12 +54,6 @@ static px_status random_rows(px_part *part, uint64_t seed, float *out, px_error 
   return status;
 }
 
-static px_status from_adapter(px_part *part, const px_part_start *start, prompt_part *p, px_error *err) {
-  (void)start;
-  (void)p;
-  return px_fail(err, PX_INVALID, "prompt: %s: starting from an adapter is a prefix's", part->spec->init_value);
-}
-
 static px_status prompt_measure(px_part *part, const px_part_start *start, px_error *err) {
   prompt_part *p = part->own = px_calloc(1, sizeof *p);
   const px_part_spec *spec = part->spec;
@@ -72,7 +66,6 @@ static px_status prompt_measure(px_part *part, const px_part_start *start, px_er
   if (words && spec->init == PX_INIT_DATA) status = px_part_row_ids(part, start, &ids, err);
   for (int32_t i = 0; words && spec->init == PX_INIT_VOCAB && status == PX_OK && i < spec->size; i++)
     status = px_ids_push(&ids, (int32_t)px_below(start->seed, PX_STREAM_INIT, 2, (uint64_t)i, (uint64_t)part->tune->config->vocab), err);
-  if (status == PX_OK && spec->init == PX_INIT_ADAPTER && !start->spec->restored) status = from_adapter(part, start, p, err);
   if (words && status == PX_OK) part->tokens = (int32_t)ids.len;
   if (status == PX_OK && part->tokens < 1) status = px_fail(err, PX_INVALID, "a prompt needs at least one virtual token");
   int64_t n = part->tokens * (int64_t)part->tune->config->dim;

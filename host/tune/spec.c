@@ -106,6 +106,7 @@ static const char *init_text(const px_part_spec *p, px_arena *arena) {
 }
 
 const char *px_tune_init_text(const px_tune_spec *spec, px_arena *arena) {
+  if (spec->part_count && spec->parts[0].init == PX_INIT_ADAPTER) return init_text(&spec->parts[0], arena); /* all of them do */
   const px_part_spec *only = NULL;
   int count = 0;
   for (int i = 0; i < spec->part_count; i++)
@@ -250,7 +251,7 @@ static px_status parse_part(char *part, const char *whole_text, px_part_spec *p,
 
 static px_status check_part(const char *text, const px_part_spec *p, px_error *err) {
   const char *name = kinds[p->kind].name;
-  bool from_elsewhere = begins_somewhere(p) && (p->init == PX_INIT_TEXT || p->init == PX_INIT_ADAPTER);
+  bool from_elsewhere = p->init == PX_INIT_ADAPTER || p->init == PX_INIT_TEXT;
   if (kinds[p->kind].size && !p->size && !from_elsewhere)
     return px_fail(err, PX_INVALID, "--tune %s: %s? Write %s:%d", text,
                    begins_somewhere(p)         ? "how many virtual tokens"
@@ -269,10 +270,14 @@ static px_status check_part(const char *text, const px_part_spec *p, px_error *e
 /* The short options of the only part that has them. */
 static px_status short_options(const char *text, const char *init, int reparam, px_tune_spec *spec, px_error *err) {
   px_part_spec *prefix = px_tune_part(spec, PX_PART_PREFIX), *prompt = px_tune_part(spec, PX_PART_PROMPT);
+  if (init && strncmp(init, "adapter:", 8) == 0) { /* each part from the adapter's of its kind */
+    for (int i = 0; i < spec->part_count; i++) PX_TRY(parse_init(init, &spec->parts[i], err));
+    init = NULL;
+  }
   if (init && *init && prefix && prompt)
     return px_fail(err, PX_INVALID, "--tune %s: --init is short for the option of a single part: write init= at each of these", text);
   if (init && *init && !prefix && !prompt)
-    return px_fail(err, PX_INVALID, "--tune %s: no part of it takes --init: a prefix or a prompt does", text);
+    return px_fail(err, PX_INVALID, "--tune %s: no part of it takes --init %s: a prefix or a prompt does; adapter:FOLDER is for all", text, init);
   if (init && *init) PX_TRY(parse_init(init, prefix ? prefix : prompt, err));
   if (reparam > 0 && !prefix) return px_fail(err, PX_INVALID, "--tune %s: no part of it takes --reparam: a prefix does", text);
   if (reparam > 0) prefix->reparam_hidden = reparam;

@@ -147,6 +147,8 @@ static px_status open_parts(px_tune *t, const px_part_start *start, px_error *er
     px_part *p = &t->parts[i];
     *p = (px_part){.ops = part_ops[t->spec.parts[i].kind], .tune = t, .spec = &t->spec.parts[i], .number = i, .lr_scale = lr_scale(&t->spec, i)};
     t->part_count++;
+    bool from_adapter = start->adapter && p->spec->init == PX_INIT_ADAPTER && p->spec->kind != PX_PART_PREFIX;
+    if (from_adapter) PX_TRY(px_part_settle(p, start->adapter, err));
     PX_TRY(p->ops->measure(p, start, err));
   }
   for (int k = 0; k < 2; k++) /* a prefix comes before prompt rows, wherever they stand in --tune */
@@ -166,7 +168,23 @@ static px_status open_parts(px_tune *t, const px_part_start *start, px_error *er
       PX_TRY(t->parts[i].ops->open(&t->parts[i], start, err));
   }
   PX_TRY(write_segments(t, err));
-  return prompt ? prompt->ops->open(prompt, start, err) : PX_OK;
+  if (prompt) PX_TRY(prompt->ops->open(prompt, start, err));
+  for (int i = 0; start->adapter && i < t->part_count; i++) { /* a prefix has begun there already */
+    const px_part_spec *s = t->parts[i].spec;
+    if (s->init == PX_INIT_ADAPTER && s->kind != PX_PART_PREFIX) PX_TRY(px_part_load(&t->parts[i], px_adapter_find(start->adapter, s->kind), err));
+  }
+  return PX_OK;
+}
+
+/* The adapter that parts begin from; it is one for all. */
+static px_status open_start(px_tune *t, const px_tokenizer *tok, px_adapter **out, px_error *err) {
+  const px_part_spec *from = NULL;
+  for (int i = 0; i < t->spec.part_count; i++)
+    if (t->spec.parts[i].init == PX_INIT_ADAPTER) from = &t->spec.parts[i];
+  if (!from || t->spec.restored) return PX_OK;
+  px_fit fit;
+  PX_TRY(px_adapter_open(from->init_value, out, err));
+  return px_adapter_fits(*out, t->model, tok, t->spec.force, &fit, NULL, err);
 }
 
 px_status px_tune_open(const px_model *model, px_backend *be, const px_tokenizer *tok, const px_tune_spec *spec, uint64_t seed,
@@ -177,7 +195,11 @@ px_status px_tune_open(const px_model *model, px_backend *be, const px_tokenizer
   *t = (px_tune){.be = be, .model = model, .config = px_model_config(model), .dtype = model->dtype, .spec = *spec};
   t->parts = px_calloc((size_t)spec->part_count + 1, sizeof *t->parts);
   px_part_start start = {.tok = tok, .spec = spec, .seed = seed};
-  px_status status = t->parts ? open_parts(t, &start, err) : px_fail(err, PX_NO_MEMORY, "no memory");
+  px_adapter *adapter = NULL;
+  px_status status = t->parts ? open_start(t, tok, &adapter, err) : px_fail(err, PX_NO_MEMORY, "no memory");
+  start.adapter = adapter;
+  if (status == PX_OK) status = open_parts(t, &start, err);
+  px_adapter_close(adapter);
   if (status == PX_OK && !spec->used) status = make_list(t, err);
   for (int i = 0; i < t->spec.part_count; i++) /* the caller's, as are the ids; not needed after this call */
     t->spec.parts[i].init_value = t->spec.parts[i].layers = t->spec.parts[i].targets = NULL;

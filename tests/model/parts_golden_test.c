@@ -177,6 +177,43 @@ static double torch_error(const golden_case *g, const char *key) {
   return strtod(text, NULL);
 }
 
+/* --init adapter:DIR: every part begins at the adapter's part of its kind, and takes over what is not said. */
+static void runs_begin_at_an_adapter(void **state) {
+  (void)state;
+  static const struct {
+    const char *folder, *tune;
+  } starts[] = {{"prompt", "prompt"}, {"lora", "lora"}, {"lora_all", "lora:2"}, {"ia3", "ia3"}, {"norm", "norm"}, {"top", "top:1"}, {"hybrid", "prefix+prompt+lora"}};
+  for (int f = 0; f < FAMILIES; f++)
+    for (size_t i = 0; i < sizeof starts / sizeof *starts; i++) {
+      px_error err = {0};
+      char place[64], path[512], file[64], init[600];
+      px_model *model;
+      px_tune_spec spec;
+      px_tune *tune;
+      px_tensor_list golden;
+      px_rows rows;
+      px_eval_result r;
+      snprintf(place, sizeof place, "parts/%s", families[f]);
+      snprintf(init, sizeof init, "adapter:%s", golden_path(place, starts[i].folder, path));
+      snprintf(file, sizeof file, "golden_%s.safetensors", starts[i].folder);
+      ASSERT_OK(px_model_open(golden_path(place, "", path), &(px_model_options){.device = device, .dtype = PX_F32}, &model, &err));
+      ASSERT_OK(px_safetensors_open(golden_path(place, file, path), &golden, NULL, NULL, &err));
+      golden_rows(&golden, &rows);
+      ASSERT_OK(px_tune_parse(starts[i].tune, init, 0, &spec, &err));
+      ASSERT_OK(px_tune_open(model, model->be, NULL, &spec, 1, &tune, &err));
+      px_tune_begin_step(tune, 0, NULL);
+      ASSERT_OK(px_eval_loss(model, model->be, &rows, &tune->hooks, tune->tokens, NULL, &r, &err));
+      const float *want = golden_floats(&golden, "adapter.loss");
+      double expected = (double)want[0] + (double)want[1];
+      if (!(fabs(r.loss - expected) <= LOSS * expected)) fail_msg("%s from %s: the loss is %.9g, want %.9g", families[f], starts[i].folder, r.loss, expected);
+      px_tune_spec_free(&spec);
+      px_tune_close(tune);
+      px_rows_free(&rows);
+      px_tensor_list_close(&golden);
+      px_model_close(model);
+    }
+}
+
 /* In bfloat16 the error of a gradient is one draw of many roundings, torch's as ours: where a softmax stands on a knife's edge
  * it is several times what it is elsewhere (qwen2's hybrid: 1.5 times torch's on a CPU, 2.5 times over the emulated device;
  * all others from 0.7 to 1.5). So each kind of adapter is held over the families together, to twice torch's error, and a
@@ -209,7 +246,8 @@ int main(void) {
       cmocka_unit_test(low_rank_deltas_equal_peft),  cmocka_unit_test(scales_equal_peft),
       cmocka_unit_test(norms_equal_peft),            cmocka_unit_test(biases_equal_transformers),
       cmocka_unit_test(top_layers_equal_transformers), cmocka_unit_test(hybrids_equal_peft),
-      cmocka_unit_test(all_weights_equal_transformers), cmocka_unit_test(bfloat16_is_as_good_as_torch),
+      cmocka_unit_test(all_weights_equal_transformers), cmocka_unit_test(runs_begin_at_an_adapter),
+      cmocka_unit_test(bfloat16_is_as_good_as_torch),
   };
   RETURN_FROM_EACH_DEVICE(tests);
 }
