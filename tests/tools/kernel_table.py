@@ -18,7 +18,7 @@ import sys
 TABLE = os.path.join(os.path.dirname(__file__), "..", "kernels", "resources.csv")
 COLUMNS = ("kernel", "architecture", "registers", "spill_bytes", "shared_bytes", "mma", "wide_loads", "ldmatrix",
            "async_copies", "local")
-COUNTED = (("mma", re.compile(r"\b(HMMA|HGMMA|UTC\w*MMA)\b")), ("wide_loads", re.compile(r"\b(LDG|LDS)\.[\w.]*128")),
+COUNTED = (("mma", re.compile(r"\b(HMMA|HGMMA|UTC\w*MMA)\b")), ("wide_loads", re.compile(r"\b(LDG|LDS|LD)\.[\w.]*128")),
            ("ldmatrix", re.compile(r"\bLDSM\b")), ("async_copies", re.compile(r"\bLDGSTS\b|\bUBLKCP\b|\bUTMALDG\b")),
            ("local", re.compile(r"\b(LDL|STL)\b")))
 
