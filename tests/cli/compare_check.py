@@ -162,6 +162,9 @@ class Methods(CompareCase):
                 self.assertGreater(m[key], 0, f"{tune} {key}")
             chosen, = [run for run in m["runs"] if run["chosen"]]
             self.assertAlmostEqual(m["loss"], self.loss("--adapter", chosen["folder"], "--no-frozen")["loss"], 9)
+        # Equal rows in equal order: what begins as the untouched model has the same loss in its first step, before any update.
+        first = [command.metrics(methods[tune]["runs"][0]["folder"])[0]["loss"] for tune in tunes[2:8]]
+        self.assertLess(max(first) - min(first), 1e-5, first)
         self.assertEqual([run["tune"] for run in methods[tunes[-1]]["runs"]], [f"prefix:2:lr={lr}+lora:2:lr=0.002" for lr in ("0.01", "0.03", "0.09")])
         self.assertEqual(methods["full"]["trainable"], 247860)
 
