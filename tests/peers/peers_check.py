@@ -22,6 +22,7 @@ sys.path[:0] = [str(GOLDEN), str(ROOT / "bench/peers")]
 import e2e_rows  # noqa: E402
 import folder_checks  # noqa: E402
 import make_golden  # noqa: E402
+import parts_peers  # noqa: E402
 import seeing_peers  # noqa: E402
 from golden_lib import check_pins, make_float64, read_safetensors, relative_l2, torch  # noqa: E402
 from make_text_golden import measure  # noqa: E402
@@ -235,7 +236,7 @@ def check_gpu_steps(checks):
     return f"{len(lines)} measurements"
 
 
-CHECKS |= folder_checks.CHECKS
+CHECKS |= folder_checks.CHECKS | parts_peers.CHECKS
 CHECKS["PyTorch's attention runs for gpu_check.sh"] = check_gpu_peers
 CHECKS["steps of PEFT, PyTorch by hand and pfx agree for gpu_check.sh"] = check_gpu_steps
 CHECKS |= seeing_peers.CHECKS

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""Every trainable part, exchanged with PEFT and transformers while both run: what `pfx train` writes they compute with, and
+what PEFT trains pfx checks, measures and continues texts with. Part of peers_check.py."""
+import json
+import zlib
+
+import make_golden
+import peers_exchange as exchange
+from golden_lib import torch
+from make_parts_golden import CASES, peft_parts
+from peft import PrefixTuningConfig, get_peft_model
+from peers_exchange import PARTS, differences, family_rows, keep_worst, listed, loader, named_model, probe, same_text
+
+# What is trained: --tune -> PEFT's name of it.
+WRITTEN = {"prefix:3": "PREFIX_TUNING", "prefix:3:reparam=8": "PREFIX_TUNING", "prefix:3:frozen=1": "CARTRIDGE",
+           "prompt:3": "PROMPT_TUNING", "lora:3": "LORA", "lora:2:alpha=3:rslora=1:dropout=0.1:targets=all": "LORA",
+           "ia3": "IA3", "ia3:targets=all": "IA3", "norm": "LN_TUNING"}
+# GPT-2's feed-forward is in front of its last projection and its q, k and v one matrix: both have names of their own.
+HYBRIDS = ("prefix:3+lora:2", "prompt:2+norm", "lora:2+ia3+norm", "prefix:2+prompt:2+lora:2", "prompt:2+top:1", "prefix:2+lora:2+bias")
+DELTAS = ("bias", "top:1", "top:2", "full", "top:1+lora:2", "lora:2+bias")
+
+
+def lacks(family, tune):
+    """Mistral's classes have no place for a bias."""
+    return "bias" in tune and CASES[family]["bias"] is None
+
+
+def check_written(family):
+    """PEFT loads every kind of part that pfx trained, in float64, and pfx's probe has its logits, loss and gradients."""
+    def check(checks):
+        path, rows = family_rows(checks, family)
+        worst = {}
+        for tune, peft_type in WRITTEN.items():
+            out = checks.scratch / f"written-{family}-{tune.replace(':', '-').replace('=', '')}"
+            exchange.train(checks, PARTS / family, path, out, tune, 0.05)
+            config = json.loads((out / "adapter_config.json").read_text())
+            assert config["peft_type"] == peft_type, (tune, config["peft_type"])
+            reference = loader(peft_type)(PARTS / family, out, torch.float64)
+            found = differences(probe(checks, PARTS / family, path, out), rows, *reference, tune)
+            keep_worst(worst, found)
+        return f"{len(WRITTEN)} parts: " + listed(worst)
+    return check
+
+
+def trained_by_peft(family, model, name, config, rows, target):
+    """Random values, three steps of AdamW on the rows, saved as PEFT saves."""
+    torch.manual_seed(zlib.crc32(f"{family}/{name}".encode()))
+    peft_model = get_peft_model(make_golden.load_model(model, torch.float32), config)
+    trained = [value for value in peft_model.parameters() if value.requires_grad]
+    with torch.no_grad():
+        for value in trained:
+            value += 0.2 * torch.randn_like(value)
+    optimizer = torch.optim.AdamW(trained, lr=0.02)
+    for _ in range(3):
+        peft_model.train()
+        optimizer.zero_grad()
+
+        def forward(row):
+            logits = peft_model(input_ids=row, attention_mask=torch.ones_like(row)).logits
+            return logits[:, logits.shape[1] - row.shape[1]:]
+
+        make_golden.run_rows(forward, *rows)[1].backward()
+        optimizer.step()
+    peft_model.save_pretrained(target)
+
+
+def check_read(family):
+    """pfx takes what PEFT trained: check, probe, eval, and greedy text."""
+    def check(checks):
+        path, rows = family_rows(checks, family)
+        model, worst, texts = named_model(checks, family), {}, 0
+        prefix = dict(num_virtual_tokens=3, task_type="CAUSAL_LM")
+        configs = peft_parts(CASES[family]) | {
+            "prefix": PrefixTuningConfig(**prefix), "encoded": PrefixTuningConfig(prefix_projection=True, encoder_hidden_size=8, **prefix)}
+        for name, config in configs.items():
+            target = checks.scratch / f"read-{family}-{name}"
+            trained_by_peft(family, model, name, config, rows, target)
+            said = checks.pfx("check", "--model", model, "--adapter", target)
+            assert "fits" in said, said
+            reference = loader(config.peft_type.value)(model, target, torch.float64)
+            found = differences(probe(checks, model, path, target), rows, *reference, name)
+            lines = checks.pfx("eval", "--model", model, "--data", path, "--adapter", target, "--device", "cpu", "--dtype", "f32",
+                               "--threads", 1, "--json", "--quiet").splitlines()
+            loss = make_golden.run_rows(reference[0], *rows)[1].item()
+            found["eval"] = abs(json.loads(lines[-1])["loss"] / loss - 1)
+            assert found["eval"] < exchange.LOSS, f"{name}: eval {found['eval']:.1e}"
+            keep_worst(worst, found)
+            texts += same_text(checks, model, target, rows, exchange.open_peft(model, target))
+        return f"{len(configs)} parts, {texts} texts: " + listed(worst)
+    return check
+
+
+def check_hybrid(family):
+    """Each part of a hybrid alone in PEFT, and all of them: deltas merged by pfx, LoRA, IA3 and norms by PEFT, the prefix or
+    prompt in front of it."""
+    def check(checks):
+        path, rows = family_rows(checks, family)
+        worst, alone = {}, 0
+        for number, tune in enumerate(HYBRIDS):
+            out = checks.scratch / f"hybrid-{family}-{number}"
+            if lacks(family, tune):
+                exchange.refused(checks, PARTS / family, path, tune, out)
+                continue
+            exchange.train(checks, PARTS / family, path, out, tune, 0.05)
+            kinds = [part.split(":")[0] for part in tune.split("+")]
+            for kind in kinds:
+                if (out / kind / "adapter_config.json").exists():
+                    peft_type = json.loads((out / kind / "adapter_config.json").read_text())["peft_type"]
+                    reference = loader(peft_type)(PARTS / family, out / kind, torch.float64)
+                    differences(probe(checks, PARTS / family, path, out / kind), rows, *reference, f"{tune}: {kind}")
+                    alone += 1
+            found = differences(probe(checks, PARTS / family, path, out), rows, *exchange.open_hybrid(checks, family, out, kinds), tune)
+            keep_worst(worst, found)
+        return f"{len(HYBRIDS)} hybrids, {alone} parts alone: " + listed(worst)
+    return check
+
+
+def check_delta(family):
+    """transformers opens the folder that pfx merge makes of a trained delta; of `full` the run itself is one."""
+    def check(checks):
+        path, rows = family_rows(checks, family)
+        model, worst, texts = named_model(checks, family), {}, 0
+        for number, tune in enumerate(DELTAS):
+            out, merged = (checks.scratch / f"{what}-{family}-{number}" for what in ("delta", "merged"))
+            if lacks(family, tune):
+                exchange.refused(checks, model, path, tune, out)
+                continue
+            exchange.train(checks, model, path, out, tune, 0.01)
+            checks.pfx("merge", "--model", model, "--adapter", out, "--out", merged, "--quiet")
+            for folder in (merged, out) if tune == "full" else (merged,):
+                delta = None if tune == "full" else out / "pfx_delta.safetensors"
+                forward, trained = exchange.open_folder(folder, delta if "+" not in tune else None)
+                found = differences(probe(checks, model, path, out), rows, forward, {} if "+" in tune else trained, tune)
+                keep_worst(worst, found)
+                texts += same_text(checks, model, out, rows, make_golden.load_model(folder, torch.float64))
+                exchange.same_ids(folder, model)
+        return f"{len(DELTAS)} parts, {texts} texts: " + listed(worst)
+    return check
+
+
+CHECKS = {f"PEFT computes the same with every part trained on {family}": check_written(family) for family in CASES}
+CHECKS |= {f"pfx computes the same with every part that PEFT trained on {family}": check_read(family) for family in CASES}
+CHECKS |= {f"PEFT computes the same with hybrids trained on {family}": check_hybrid(family) for family in CASES}
+CHECKS |= {f"transformers opens weights trained on {family}": check_delta(family) for family in CASES}
