@@ -187,6 +187,15 @@ static px_status set_up(px_run *run, const int32_t *sizes, px_error *err) {
   return PX_OK;
 }
 
+/* What weights that are trained take is said where it is much: before the first step, not after the machine swaps. */
+static void log_trained(const px_run *run) {
+  enum { MUCH = 64 << 20 };
+  size_t bytes = px_tune_bytes(run->tune);
+  px_log_message(&run->calls->log, bytes > MUCH ? PX_LOG_INFO : PX_LOG_VERBOSE, "%.1f million numbers are trained: %.2f GB for values, gradients%s, beside %.2f GB of activations",
+                 (double)px_tune_trainable(run->tune) / 1e6, (double)bytes / 1e9, run->options.sgd ? "" : " and two moments",
+                 (double)px_step_plan(run->stepper)->total_bytes / 1e9);
+}
+
 static void log_plan(const px_run *run) {
   const px_plan *plan = px_step_plan(run->stepper);
   const px_log *log = &run->calls->log;
@@ -217,6 +226,7 @@ static px_status open_buffers(px_run *run, px_error *err) {
                              .positions = run->tune->tokens + (int64_t)run->train.longest,
                              .plain = o->no_graph};
   PX_TRY(px_step_open(&options, &run->stepper, err));
+  log_trained(run);
   log_plan(run);
   return o->valid ? px_evaluator_open(run->model, run->be, &run->valid, &run->tune->hooks, run->tune->tokens, &run->evaluator, err)
                   : PX_OK;

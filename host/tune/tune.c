@@ -61,6 +61,26 @@ void px_part_reach(px_part *p, int32_t layer, px_stop stop) {
 
 /* ---- opening ---- */
 
+/* A prefix keeps its numbers beside its gradients, which are the segments'. */
+size_t px_tune_bytes(const px_tune *t) {
+  bool trains = !t->spec.used;
+  int64_t moments = trains && !t->spec.plain_descent ? 2 : 0, virtual = t->slices * t->slice, own = 0;
+  for (int i = 0; i < t->part_count; i++) own += t->parts[i].grad_count;
+  size_t copies = px_dtype_bytes(t->dtype, (size_t)(virtual + (t->dtype == PX_F32 ? 0 : own)));
+  return (size_t)((virtual + own) * (1 + moments + (trains ? 1 : 0))) * sizeof(float) + copies;
+}
+
+/* Refused with numbers before anything is allocated; a machine that runs out later may be killed without a word. */
+static px_status check_room(const px_tune *t, px_error *err) {
+  int64_t available = px_backend_free_bytes(t->be);
+  size_t need = px_tune_bytes(t);
+  if (available < 0 || need <= (size_t)available) return PX_OK;
+  return px_fail(err, PX_NO_MEMORY,
+                 "what is trained needs %.2f GB (values, gradients%s) and %.2f GB are free: %sfewer layers (top:K) or a part like lora:R or prefix:N need far less",
+                 (double)need / 1e9, t->spec.plain_descent ? "" : ", two moments", (double)available / 1e9,
+                 t->spec.plain_descent ? "" : "--optimizer sgd needs about half; ");
+}
+
 /* The virtual tokens of all parts, their gradients, and those of every part, in one arena. */
 static px_status make_segments(px_tune *t, px_error *err) {
   t->width = (int64_t)t->config->kv_heads * t->config->head_dim;
@@ -68,6 +88,7 @@ static px_status make_segments(px_tune *t, px_error *err) {
   t->slices = 2 * (int64_t)t->config->layers;
   int64_t all = t->slices * t->slice;
   bool trains = !t->spec.used;
+  PX_TRY(check_room(t, err));
   t->grad_count = px_part_room(all);
   for (int i = 0; i < t->part_count; i++) t->grad_count += px_part_room(t->parts[i].grad_count);
   if (trains) t->grads = px_backend_alloc(t->be, (size_t)t->grad_count * sizeof(float));

@@ -81,6 +81,8 @@ int32_t px_tune_prefix_tokens(const px_tune *tune);
 int32_t px_tune_part_tokens(const px_tune *tune, int32_t part);
 /* "prefix:20+lora:8", in the arena; NULL: no memory. */
 const char *px_tune_summary(const px_tune *tune, px_arena *arena);
+/* Backend memory of what is trained: values, gradients, moments, copies in the model's type. */
+size_t px_tune_bytes(const px_tune *tune);
 /* Numbers that are trained. */
 int64_t px_tune_trainable(const px_tune *tune);
 
