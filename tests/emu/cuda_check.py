@@ -75,6 +75,22 @@ class Training(Cuda):
         losses = [line["loss"] for line in metrics("whole")]
         self.assertLess(sum(losses[-5:]), sum(losses[:5]))
 
+    def test_every_part(self):
+        """All parts in one run, and all weights: as on the CPU, resumed bit for bit, replayed as launched."""
+        parts = "prefix:2+prompt:2+lora:2:targets=all:dropout=0.2+ia3+norm+bias+top:1"
+        for number, tune in enumerate((parts, "full:lr=1e-3", "prefix:3:frozen=1+lora:2")):
+            with self.subTest(tune):
+                run = [f"{kind}{number}" for kind in ("cpu", "whole", "halves", "plain")]
+                self.train("--steps", "6", out=run[0], device="cpu", tune=tune)
+                self.train("--steps", "6", "--save-every", "3", out=run[1], tune=tune)
+                self.train("--steps", "6", "--save-every", "3", "--stop-after", "3", out=run[2], tune=tune)
+                self.pfx("train", "--resume", run[2], "--quiet")
+                self.train("--steps", "6", "--save-every", "3", "--no-graph", out=run[3], tune=tune)
+                for here, there in zip(metrics(run[1]), metrics(run[0]), strict=True):
+                    self.assertAlmostEqual(here["loss"], there["loss"], delta=1e-4 * there["loss"])
+                for other in run[2:]:
+                    self.assertEqual(read(f"{run[1]}/checkpoint/pfx_state.safetensors"), read(f"{other}/checkpoint/pfx_state.safetensors"))
+
     def test_any_order_of_threads(self):
         self.train("--steps", "4", out="plain")
         for seed in range(1, 11):
