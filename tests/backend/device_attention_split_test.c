@@ -5,6 +5,7 @@
 #include "helpers/attention_problem.h"
 
 #include "backend/attention_engine.h"
+#include "backend/cuda_library.h"
 #include "backend/cuda_state.h"
 #include "core/file.h"
 #include "helpers/golden.h"
@@ -334,6 +335,19 @@ static void with_cudnn(void **state) {
   use(NULL);
 }
 
+/* The message that a missing cuDNN has. */
+static void a_library_that_is_not_there(void **state) {
+  (void)state;
+  static const char *const names[] = {"libpfx_absent.so.9", NULL};
+  void *library = &library;
+  px_error err;
+  assert_int_equal(px_cuda_library_open(names, "absent", "nvidia-absent-cu13", &library, &err), PX_NO_DEVICE);
+  assert_null(library);
+  assert_string_equal(err.message,
+                      "libpfx_absent.so.9 was not found: neither where the loader looks (LD_LIBRARY_PATH), nor in /usr/local/cuda/lib64, nor "
+                      "in NVIDIA's Python packages; install it, for example with pip install nvidia-absent-cu13");
+}
+
 static int open_device(void **state) {
   (void)state;
   px_error err;
@@ -356,8 +370,8 @@ static void without_device(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(the_parts_are_the_whole), cmocka_unit_test(segments_alone_in_backward),
-                                     cmocka_unit_test(what_is_refused_is_fused), cmocka_unit_test(a_model_in_two_parts), cmocka_unit_test(an_engine_that_fails), cmocka_unit_test(with_cudnn)};
-  const struct CMUnitTest none[] = {cmocka_unit_test(without_device)};
+                                     cmocka_unit_test(what_is_refused_is_fused), cmocka_unit_test(a_model_in_two_parts), cmocka_unit_test(an_engine_that_fails), cmocka_unit_test(a_library_that_is_not_there), cmocka_unit_test(with_cudnn)};
+  const struct CMUnitTest none[] = {cmocka_unit_test(a_library_that_is_not_there), cmocka_unit_test(without_device)};
   open_device(NULL);
   int failed = be ? cmocka_run_group_tests(tests, NULL, close_device) : cmocka_run_group_tests(none, NULL, NULL);
   return failed;

@@ -100,14 +100,14 @@ class Training(Cuda):
 
     def test_the_engine_is_recorded(self):
         """`auto` is `fused` where nothing was measured; a resumed run repeats what the run has had."""
-        self.train("--steps", "4", "--save-every", "2", out="auto")
-        self.train("--steps", "4", "--save-every", "2", "--attention", "fused", out="fused")
+        self.train("--steps", "2", "--save-every", "1", out="auto")
+        self.train("--steps", "2", "--save-every", "1", "--attention", "fused", out="fused")
         self.same_result("auto", "fused")
         for run in ("auto", "fused"):
             record = json.loads(read(f"{run}/run.json"))
             self.assertEqual((record["settings"]["attention"], record["environment"]["attention"]), (run, "fused"))
             self.assertEqual(command.read_safetensors(f"{run}/checkpoint/pfx_state.safetensors")[1]["attention"], "fused")
-        self.train("--steps", "4", "--save-every", "2", "--stop-after", "2", out="other")
+        self.train("--steps", "2", "--save-every", "1", "--stop-after", "1", out="other")
         record = json.loads(read("other/run.json"))
         record["environment"]["attention"] = "cudnn"
         command.write("other/run.json", json.dumps(record).encode())
