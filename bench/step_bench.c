@@ -13,7 +13,7 @@
 enum { WARM_STEPS = 4, LEAST_STEPS = 5 }; /* a device's second meeting with a size is recorded: four are warm */
 
 typedef struct options {
-  const char *model, *data, *init, *gradient, *device;
+  const char *model, *data, *init, *gradient, *device, *tune;
   px_dtype dtype;
   int steps, rows, prefix, threads;
   double seconds;
@@ -48,7 +48,8 @@ static const char usage[] =
     "  --seconds S        or until S seconds have passed, 5 steps at least; default 3\n"
     "  --rows R           rows a step; default 16\n"
     "  --prefix N         tokens of the prefix; default 20\n"
-    "  --init WHAT        as pfx train's; default random\n"
+    "  --tune PARTS       as pfx train's, in place of --prefix\n"
+    "  --init WHAT        of a prefix or prompt, as pfx train's; default random\n"
     "  --threads T        of the CPU\n"
     "  --no-graph         launch every operation instead of replaying steps\n"
     "  --profile          seconds of every operation\n"
@@ -61,13 +62,14 @@ static int bad_usage(void) {
 }
 
 static int read_options(int argc, char **argv, options *o) {
-  enum { DTYPE = 1, DEVICE, STEPS, SECONDS, ROWS, PREFIX, INIT, THREADS, NO_GRAPH, PROFILE, GRADIENT, JSON, HELP };
+  enum { DTYPE = 1, DEVICE, STEPS, SECONDS, ROWS, PREFIX, TUNE, INIT, THREADS, NO_GRAPH, PROFILE, GRADIENT, JSON, HELP };
   static const struct option names[] = {{"dtype", 1, NULL, DTYPE},
                                         {"device", 1, NULL, DEVICE},
                                         {"steps", 1, NULL, STEPS},
                                         {"seconds", 1, NULL, SECONDS},
                                         {"rows", 1, NULL, ROWS},
                                         {"prefix", 1, NULL, PREFIX},
+                                        {"tune", 1, NULL, TUNE},
                                         {"init", 1, NULL, INIT},
                                         {"threads", 1, NULL, THREADS},
                                         {"no-graph", 0, NULL, NO_GRAPH},
@@ -84,6 +86,7 @@ static int read_options(int argc, char **argv, options *o) {
     else if (c == SECONDS) o->seconds = atof(optarg);
     else if (c == ROWS) o->rows = atoi(optarg);
     else if (c == PREFIX) o->prefix = atoi(optarg);
+    else if (c == TUNE) o->tune = optarg;
     else if (c == INIT) o->init = optarg;
     else if (c == THREADS) o->threads = atoi(optarg);
     else if (c == NO_GRAPH) o->plain = true;
@@ -121,10 +124,12 @@ static void open_bench(bench *b) {
   need(px_model_open(o->model, &(px_model_options){.device = o->device, .threads = o->threads, .dtype = (int)o->dtype},
                      &b->model, &err));
   open_rows(b);
-  char tune[32];
+  char prefix[32];
   px_tune_spec spec;
-  snprintf(tune, sizeof tune, "prefix:%d", o->prefix);
-  need(px_tune_parse(tune, o->init, 0, &spec, &err));
+  snprintf(prefix, sizeof prefix, "prefix:%d", o->prefix);
+  need(px_tune_parse(o->tune ? o->tune : prefix, o->tune ? NULL : o->init, 0, &spec, &err));
+  for (int i = 0; i < spec.part_count; i++) /* where a part begins costs nothing later */
+    if (spec.parts[i].init == PX_INIT_DATA) spec.parts[i].init = PX_INIT_RANDOM;
   need(px_tune_open(b->model, b->be, NULL, &spec, 0, &b->tune, &err));
   px_tune_spec_free(&spec);
   px_batch_extent x = px_batches_bound(&b->batches, b->cursor, (uint64_t)o->steps + WARM_STEPS);

@@ -83,43 +83,92 @@ static void product_piece(const px_lora_args *a, const px_lora_matrix *m, const 
   }
 }
 
-/* One row of FWD or DX; m NULL: the row takes no part. */
-static void product_row(const px_lora_args *a, const px_lora_matrix *m, int64_t t) {
+/* Finished sums of outputs [from, from + n) of row t go where they belong. */
+static void put_sums(const px_lora_args *a, const px_lora_matrix *m, int64_t t, int64_t from, int64_t n, float *sums) {
   bool fwd = a->mode == PX_LORA_FWD;
-  const void *src = fwd ? a->x : a->y;
   void *dst = fwd ? a->y : a->x;
-  int64_t src_at = t * (fwd ? a->x_stride : a->y_stride), dst_at = t * (fwd ? a->y_stride : a->x_stride);
-  int64_t written = fwd ? a->y_dim : a->x_dim, live = m ? (fwd ? m->out : m->in) : 0;
-  float sums[PX_PIECE], old[PX_PIECE];
-  for (int64_t from = 0; from < live; from += PX_PIECE) {
-    int64_t n = piece_of(from, live);
-    product_piece(a, m, src, src_at, from, n, sums);
-    if (a->accumulate) {
-      px_load_row(dst, a->dtype, dst_at + from, n, old);
+  int64_t at = t * (fwd ? a->y_stride : a->x_stride) + from;
+  float old[PX_PIECE];
+  if (a->accumulate) {
+    px_load_row(dst, a->dtype, at, n, old);
 #pragma omp simd
-      for (int64_t i = 0; i < n; i++) sums[i] = old[i] + m->scale * sums[i];
-    } else {
+    for (int64_t i = 0; i < n; i++) sums[i] = old[i] + m->scale * sums[i];
+  } else {
 #pragma omp simd
-      for (int64_t i = 0; i < n; i++) sums[i] *= m->scale;
-    }
-    px_store_row(dst, a->dtype, dst_at + from, n, sums);
+    for (int64_t i = 0; i < n; i++) sums[i] *= m->scale;
   }
-  size_t element = px_dtype_bytes(a->dtype, 1);
-  if (!a->accumulate && written > live)
-    memset((char *)dst + (size_t)(dst_at + live) * element, 0, (size_t)(written - live) * element);
+  px_store_row(dst, a->dtype, at, n, sums);
 }
 
-/* One row of one matrix's gradient: all rows of its sequences in order. */
-static void gradient_row(const px_lora_args *a, int32_t id, int64_t j) {
-  const px_lora_matrix *m = &a->mats[id];
-  for (int64_t from = 0; from < m->in; from += PX_PIECE) {
-    int64_t n = piece_of(from, m->in);
-    float *dw = m->dw + j * m->in + from;
-    for (int32_t s = 0; s < a->seqs; s++)
-      for (int64_t t = a->offsets[s]; a->adapter[s] == id && t < a->offsets[s + 1]; t++)
-        add_scaled(dw, m->scale * px_get(a->y, a->dtype, t * a->y_stride + j), a->x, a->dtype, t * a->x_stride + from,
-                   n);
+/* Columns beyond the matrix become zero, all of them where the row takes no part (m NULL). */
+static void clear_rest(const px_lora_args *a, const px_lora_matrix *m, int64_t t) {
+  bool fwd = a->mode == PX_LORA_FWD;
+  int64_t written = fwd ? a->y_dim : a->x_dim, live = m ? (fwd ? m->out : m->in) : 0;
+  size_t element = px_dtype_bytes(a->dtype, 1);
+  if (a->accumulate || written <= live) return;
+  char *dst = (char *)(fwd ? a->y : a->x) + (size_t)(t * (fwd ? a->y_stride : a->x_stride) + live) * element;
+  memset(dst, 0, (size_t)(written - live) * element);
+}
+
+/* One row of FWD or DX. */
+static void product_row(const px_lora_args *a, const px_lora_matrix *m, int64_t t) {
+  bool fwd = a->mode == PX_LORA_FWD;
+  int64_t live = fwd ? m->out : m->in;
+  float sums[PX_PIECE];
+  for (int64_t from = 0; from < live; from += PX_PIECE) {
+    int64_t n = piece_of(from, live);
+    product_piece(a, m, fwd ? a->x : a->y, t * (fwd ? a->x_stride : a->y_stride), from, n, sums);
+    put_sums(a, m, t, from, n, sums);
   }
+}
+
+/* FWD with few terms a sum (the second half of a delta): the matrix is turned once for the rows [first, end), so that sums stand
+ * side by side. */
+enum { NARROW = 32, TILE_ROWS = 128 };
+
+static void narrow_rows(const px_lora_args *a, const px_lora_matrix *m, int64_t first, int64_t end) {
+  float turned[NARROW][PX_PIECE], x[NARROW], sums[PX_PIECE];
+  for (int64_t from = 0; from < m->out; from += PX_PIECE) {
+    int64_t n = piece_of(from, m->out);
+    for (int64_t j = 0; j < n; j++)
+      for (int64_t i = 0; i < m->in; i++) turned[i][j] = px_get(m->w, a->w_type, (from + j) * m->in + i);
+    for (int64_t t = first; t < end; t++) {
+      px_load_row(a->x, a->dtype, t * a->x_stride, m->in, x);
+      for (int64_t j = 0; j < n; j++) sums[j] = 0;
+      for (int64_t i = 0; i < m->in; i++) {
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) sums[j] += x[i] * turned[i][j];
+      }
+      put_sums(a, m, t, from, n, sums);
+    }
+  }
+}
+
+/* Elements of one matrix's gradient: a slice of its longer side, all rows of its sequences in order. */
+enum { SLICE = 32 };
+
+static void gradient_row(const px_lora_args *a, const px_lora_matrix *m, bool by_out, int64_t from, int64_t n, int64_t t) {
+  float x[PX_PIECE], y[SLICE];
+  if (!by_out) { /* columns [from, from + n) of every row of the matrix */
+    px_load_row(a->x, a->dtype, t * a->x_stride + from, n, x);
+    for (int64_t j = 0; j < m->out; j++)
+      add_scaled(m->dw + j * m->in + from, m->scale * px_get(a->y, a->dtype, t * a->y_stride + j), x, PX_F32, 0, n);
+    return;
+  }
+  px_load_row(a->y, a->dtype, t * a->y_stride + from, n, y);
+  for (int64_t at = 0; at < m->in; at += PX_PIECE) {
+    int64_t count = piece_of(at, m->in);
+    px_load_row(a->x, a->dtype, t * a->x_stride + at, count, x);
+    for (int64_t j = 0; j < n; j++) add_scaled(m->dw + (from + j) * m->in + at, m->scale * y[j], x, PX_F32, 0, count);
+  }
+}
+
+static void gradient_slice(const px_lora_args *a, int32_t id, int64_t from) {
+  const px_lora_matrix *m = &a->mats[id];
+  bool by_out = m->out >= m->in;
+  int64_t length = by_out ? m->out : m->in, n = length - from < SLICE ? length - from : SLICE;
+  for (int32_t s = 0; s < a->seqs; s++)
+    for (int64_t t = a->offsets[s]; a->adapter[s] == id && t < a->offsets[s + 1]; t++) gradient_row(a, m, by_out, from, n, t);
 }
 
 /* The sequence that row t belongs to. */
@@ -135,6 +184,22 @@ static int32_t sequence_of(const px_lora_args *a, int64_t t) {
   return low;
 }
 
+/* Rows [first, end): runs of rows with one matrix. */
+static void product_rows(const px_lora_args *a, int64_t first, int64_t end) {
+  for (int64_t t = first, last; t < end; t = last) {
+    int32_t s = sequence_of(a, t), id = a->adapter[s];
+    last = a->offsets[s + 1];
+    for (int32_t q = s + 1; q < a->seqs && last < end && a->adapter[q] == id; q++) last = a->offsets[q + 1];
+    if (last > end) last = end;
+    const px_lora_matrix *m = id < 0 ? NULL : &a->mats[id];
+    if (m && a->mode == PX_LORA_FWD && m->in <= NARROW)
+      narrow_rows(a, m, t, last);
+    else
+      for (int64_t r = t; m && r < last; r++) product_row(a, m, r);
+    for (int64_t r = t; r < last; r++) clear_rest(a, m, r);
+  }
+}
+
 int px_lora_cpu(const px_lora_args *a) {
   int bad = 0;
   for (int32_t s = 0; s < a->seqs; s++) bad |= a->adapter[s] >= a->mat_count;
@@ -144,15 +209,17 @@ int px_lora_cpu(const px_lora_args *a) {
   if (a->mode == PX_LORA_DW) {
 #pragma omp parallel if (wide)
     for (int32_t id = 0; id < a->mat_count; id++) {
+      int64_t length = a->mats[id].out >= a->mats[id].in ? a->mats[id].out : a->mats[id].in;
 #pragma omp for schedule(static) nowait
-      for (int64_t j = 0; j < a->mats[id].out; j++) gradient_row(a, id, j);
+      for (int64_t from = 0; from < length; from += SLICE) gradient_slice(a, id, from);
     }
     return 0;
   }
+  int64_t tiles = (end - first + TILE_ROWS - 1) / TILE_ROWS;
 #pragma omp parallel for schedule(static) if (wide)
-  for (int64_t t = first; t < end; t++) {
-    int32_t id = a->adapter[sequence_of(a, t)];
-    product_row(a, id < 0 ? NULL : &a->mats[id], t);
+  for (int64_t tile = 0; tile < tiles; tile++) {
+    int64_t from = first + tile * TILE_ROWS;
+    product_rows(a, from, end - from < TILE_ROWS ? end : from + TILE_ROWS);
   }
   return 0;
 }
