@@ -146,7 +146,8 @@ px_status px_run_save(px_run *run, px_error *err) {
   if (run->metrics_fd >= 0) fsync(run->metrics_fd); /* a state must never be ahead of its metrics */
   PX_TRY(save_state(run, err));
   run->saved_step = run->state.step;
-  PX_TRY(px_run_save_adapter(run, dir, err));
+  /* A whole model beside a state that holds the same numbers would be its size for nothing. */
+  if (!px_tune_part(&run->spec, PX_PART_FULL)) PX_TRY(px_run_save_adapter(run, dir, err));
   /* The best adapter was kept when it was measured; as long as nothing was, the last one is the best known. */
   return isnan(run->state.best_valid_loss) ? px_run_save_adapter(run, run->options.out, err) : PX_OK;
 }
