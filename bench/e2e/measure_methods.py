@@ -34,7 +34,7 @@ FACTORS = (("usual", 1.0), ("third", 1 / 3))
 METHODS = ("prefix:20", "prompt:20", "lora:8", "ia3", "norm", "bias", "top:2", "full", "prefix:20+lora:8", "prompt:20+top:2", "prefix:10+bias")
 TASKS = {"e2e": {"steps": 300, "max_tokens": 80, "methods": METHODS},
          "wordnet": {"steps": 240, "max_tokens": 24, "methods": ("prefix:16", *METHODS[1:])},
-         "quick": {"steps": 3, "max_tokens": 6, "methods": ("prefix:2", "lora:2+norm", "full")}}
+         "quick": {"steps": 3, "max_tokens": 12, "methods": ("prefix:2", "lora:2+norm", "full")}}
 KEPT_BYTES = 64 << 20  # adapters beyond are removed once they are measured
 
 
@@ -98,7 +98,9 @@ class Bench:
     def train(self, name, tune):
         """Trains, or goes on; what of it the row holds."""
         folder, o = self.runs / name, self.options
-        gone_on = (folder / "run.json").exists() and len(metric_lines(folder)) < o.steps
+        interrupted = self.jobs / f"{name}.interrupted"
+        if (folder / "run.json").exists() and len(metric_lines(folder)) < o.steps:
+            interrupted.touch()
         result = self.pfx("train", "--data", self.data / "train.jsonl", "--valid", self.data / "valid.jsonl", "--tune", tune, "--steps", o.steps,
                           "--batch-rows", o.batch_rows, "--seed", o.seed, "--eval-every", max(1, o.steps // 3), "--save-every", max(1, o.steps // 3),
                           "--max-row-tokens", o.max_row_tokens, "--on-long", "drop", "--out", folder, "--resume", "auto")[-1]
@@ -107,7 +109,7 @@ class Bench:
         lines = metric_lines(folder)
         environment = json.loads((folder / "run.json").read_text())["environment"]
         return {"train_loss": lines[-1]["loss"], "valid_loss": result["best_valid_loss"], "valid_loss_before": result["valid_loss_before"],
-                "best_step": result["best_step"], "train_seconds": lines[-1]["seconds"], "gone_on": int(gone_on),
+                "best_step": result["best_step"], "train_seconds": lines[-1]["seconds"], "gone_on": int(interrupted.exists()),
                 "peak_bytes": max([result["peak_bytes"], *(line["peak_bytes"] for line in lines)]), "trained_numbers": result["trainable"],
                 "disk_bytes": adapter_bytes(folder), "device": environment["device"], "dtype": environment["dtype"], "threads": environment["threads"],
                 "products": environment["products"], "pfx_version": environment["version"]}
@@ -222,14 +224,24 @@ def read_options(argv):
     return options
 
 
+def tiny_model(folder):
+    """A golden model whose tokens are single characters, blank and line break too."""
+    sys.path.insert(0, str(ROOT / "tests/cli"))
+    import command  # the tests' maker of tiny models
+    if not folder.exists():
+        part = folder.with_name("model.part")
+        shutil.rmtree(part, ignore_errors=True)
+        command.copy_model("llama_tied", str(part))
+        command.add_tokenizer(str(part), 128)
+        path = part / "tokenizer.json"
+        put(path, path.read_text().replace('"<|32|>"', '" "').replace('"<|10|>"', json.dumps("\n")))
+        part.rename(folder)
+    return folder
+
+
 def find_model(options):
     if options.quick:
-        sys.path.insert(0, str(ROOT / "tests/cli"))
-        import command  # the tests' maker of tiny models
-        options.model = options.out / "model"
-        if not options.model.exists():
-            command.copy_model("llama_tied", str(options.model))
-            command.add_tokenizer(str(options.model), 128)
+        options.model = tiny_model(options.out / "model")
     elif not options.model:
         done = subprocess.run([ROOT / "scripts/fetch_model.sh"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:

@@ -82,15 +82,17 @@ def prepare_wordnet(out, options):
             "all_prompts": len({row["prompt"] for row in held[options.valid_rows:]}), "retain_text": "validation rows of the E2E task"}
 
 
-def prepare_quick(_out, _options):
-    """A dozen rows in E2E's manner for a golden model whose tokens are single characters."""
-    def rows(names):
-        return [{"prompt": f"name:{name}|area:{area}\n".replace("\n", ">"), "completion": f"{name},{area}."}
-                for name in names for area in ("centre", "river")]
-    train, held = rows(("Aromi", "Cotto", "Zizzi", "Strada", "Eagle", "Mill")), rows(("Punter", "Giraffe"))
-    test = held + [dict(held[0], completion="Punter:centre."), dict(held[2], completion="Giraffe:centre.")]
-    return {"train": train, "valid": held, "test": test, "retain": [{"prompt": "stone:", "completion": "lump"}, {"prompt": "heron:", "completion": "bird"}],
-            "all_prompts": len(held), "retain_text": "two made-up rows"}
+def prepare_quick(out, options):
+    """A dozen made-up rows in the E2E task's own files."""
+    folder = out / "quick"
+    folder.mkdir(exist_ok=True)
+    wordings = ("{0} is by the {1} .", "By the {1} there is {0} .")
+    for name, places in (("train.txt", ("Aromi", "Cotto", "Zizzi")), ("valid.txt", ("Mill", "Eagle")), ("test.txt", ("Punter", "Giraffe"))):
+        lines = [f"name : {place} | area : {area}||{words.format(place, area)} \n" for place in places for area in ("river", "park") for words in wordings]
+        (folder / name).write_text("".join(lines), encoding="utf-8")
+    options.data, options.wordnet = folder, folder
+    return {**prepare_e2e(out, options), "retain": [{"prompt": "stone:", "completion": " a lump"}, {"prompt": "heron:", "completion": " a bird"}],
+            "retain_text": "something else"}
 
 
 PREPARE = {"e2e": prepare_e2e, "wordnet": prepare_wordnet, "quick": prepare_quick}
