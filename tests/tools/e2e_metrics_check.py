@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""e2e_metrics_check.py SOURCE_DIR: bench/e2e/metrics.py against what the published programs say about TEXTS, and against small
-cases worked out by hand.
+"""e2e_metrics_check.py SOURCE_DIR [E2E_FOLDER]: bench/e2e/metrics.py against what the published programs say about TEXTS, and
+against small cases worked out by hand; with E2E_FOLDER (code 77 where it is not) about the task's own test file instead.
 
 PUBLISHED was printed by those programs, not by ours: BLEU and NIST by pymteval.py of the E2E metrics scripts (the Python side of
 their mteval-v13a; BLEU also by sacrebleu 2.6.0 with lower case), ROUGE-L and CIDEr by pycocoevalcap 1.2 behind the Stanford
@@ -32,6 +32,11 @@ REFERENCES = [
 PUBLISHED = {"e2e_bleu": 0.4647788824033495, "e2e_nist": 5.560276660312242, "e2e_rouge_l": 0.6141366187503591, "e2e_cider": 3.308817816769276}
 # The same with two references for each (the first two; a single one twice).
 PUBLISHED_TWO = {"e2e_bleu": 0.4314200645127518, "e2e_nist": 5.171680787220537, "e2e_rouge_l": 0.6111220010314199, "e2e_cider": 3.53300489962126}
+# The first text of every prompt of the task's test file that has several, against its other texts: 616 texts, 4,063 references. NIST
+# is pymteval's, which divides by each prompt's own number of references.
+PUBLISHED_TEST_FILE = {"e2e_bleu": 0.6117665260031044, "nist": 8.929005262528653, "e2e_rouge_l": 0.6392250041899338, "e2e_cider": 1.8944722307690935}
+# How far tokens of our own may move these: 1 reference in 1,000 is cut otherwise.
+TOKENS_MOVE = {"e2e_bleu": 0, "e2e_rouge_l": 0.0002, "e2e_cider": 0.002}
 # What PTBTokenizer -lowerCase prints, without the punctuation that coco-caption drops.
 COCO_TOKENS = {
     "Stone Mill serves Italian food for less than £20. It is family-friendly.":
@@ -111,13 +116,36 @@ def as_a_program(source):
         expect(done.returncode == 1 and "1 texts and 5 groups" in done.stderr, f"metrics.py with one text: {done.stdout}{done.stderr}")
 
 
+def on_the_test_file(metrics, path):
+    groups = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        source, _, text = line.partition("||")
+        groups.setdefault(source.strip(), []).append(text.strip())
+    several = [group for group in groups.values() if len(group) > 1]
+    texts, references = [group[0] for group in several], [group[1:] for group in several]
+    expect((len(texts), sum(map(len, references))) == (616, 4063), "not the test file that was measured")
+    found = metrics.scores(texts, references)
+    for name, allowed in TOKENS_MOVE.items():
+        wanted = PUBLISHED_TEST_FILE[name]
+        expect(abs(found[name] - wanted) <= allowed + 1e-12, f"test file: {name} {found[name]!r}, published {wanted!r}")
+    items = [(metrics.mteval_words(text), [metrics.mteval_words(each) for each in group]) for text, group in zip(texts, references)]
+    near(metrics.nist(items, even_references=True), PUBLISHED_TEST_FILE["nist"], "test file: NIST")
+
+
 def main():
     source = sys.argv[1]
     sys.path.insert(0, source + "/bench/e2e")
     import metrics
+    if len(sys.argv) > 2:
+        path = Path(sys.argv[2], "test.txt")
+        if not path.is_file():
+            print(f"skipped: no {path}")
+            sys.exit(77)
+        return on_the_test_file(metrics, path)
     against_published(metrics)
     by_hand(metrics)
     as_a_program(source)
+    return None
 
 
 if __name__ == "__main__":
