@@ -12,6 +12,7 @@ Stopped or killed, the same command goes on where it was: a training at its last
 Exit code 0: all measured; 1: something failed (its row says what; the same command tries it again); 2: wrong usage or data;
 130: stopped."""
 import argparse
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -67,7 +68,7 @@ class Bench:
     """What the jobs share."""
 
     def __init__(self, options, out):
-        self.options, self.out, self.child = options, out, None
+        self.options, self.out, self.child, self.stopping = options, out, None, False
         self.data, self.jobs, self.runs = out / "data", out / "jobs", out / "runs"
         for folder in (self.jobs, self.runs):
             folder.mkdir(parents=True, exist_ok=True)
@@ -75,10 +76,11 @@ class Bench:
             signal.signal(number, self.stop)
 
     def stop(self, number, _frame):
-        if self.child and self.child.poll() is None:
-            self.child.send_signal(number)  # pfx finishes its step and saves
-            self.child.wait()
-        raise Stopped
+        """Passes the signal on; pfx finishes its step and saves. What waits for it sees the mark."""
+        self.stopping = True
+        if self.child and self.child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.child.pid, number)
 
     def pfx(self, *words):
         """Runs pfx and returns the objects that it printed."""
@@ -88,8 +90,10 @@ class Bench:
                 command += [f"--{name}", str(getattr(self.options, name))]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                               start_new_session=True, preexec_fn=die_with_parent) as self.child:
+            if self.stopping:  # it came before there was a child to tell
+                self.child.terminate()
             printed, said = self.child.communicate()
-        if self.child.returncode == 130:
+        if self.stopping or self.child.returncode == 130:
             raise Stopped
         if self.child.returncode:
             raise Failed(f"exit code {self.child.returncode}: {said.strip().splitlines()[-1] if said.strip() else 'no message'}")
