@@ -183,7 +183,7 @@ static px_status unknown_key(const char *text, const px_part_spec *p, const char
     at += n;
     at += strspn(at, ", ");
   }
-  return px_fail(err, PX_INVALID, "--tune %s: %s has no option \"%s\"; did you mean \"%s\"? lr%s%s are known", text, kinds[p->kind].name, key, near,
+  return px_fail(err, PX_INVALID, "--tune %s: %s has no option \"%s\"; did you mean \"%s\"? Known: lr%s%s", text, kinds[p->kind].name, key, near,
                  *kinds[p->kind].keys ? ", " : "", kinds[p->kind].keys);
 }
 
@@ -289,6 +289,9 @@ px_status px_tune_parse(const char *text, const char *init, int reparam, px_tune
   char *copy = strdup(text), *save = NULL;
   if (!copy) return px_fail(err, PX_NO_MEMORY, "no memory");
   px_status status = PX_OK;
+  size_t length = strlen(text);
+  if (length && (text[0] == '+' || text[length - 1] == '+' || strstr(text, "++")))
+    status = px_fail(err, PX_INVALID, "--tune %s: a part is missing at a +", text);
   for (char *part = strtok_r(copy, "+", &save); status == PX_OK && part; part = strtok_r(NULL, "+", &save)) {
     px_part_spec p = {0};
     status = parse_part(part, text, &p, err);

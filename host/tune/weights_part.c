@@ -208,7 +208,7 @@ static px_status weights_measure(px_part *part, const px_part_start *start, px_e
     if (s->place >= 0) part->grad_count += px_part_room(px_slot_count(s));
   }
   if (part->grad_count > 0) return PX_OK;
-  bool covered = part->spec->kind == PX_PART_BIAS && (t->config->qkv_bias || holds_attention_bias(t->config));
+  bool covered = part->spec->kind != PX_PART_BIAS || (t->config->qkv_bias || holds_attention_bias(t->config));
   return px_fail(err, PX_INVALID, covered ? "%s: another part trains all that it names" : "%s: a model of the family %s has none, and transformers has no place for any",
                  px_part_kind_name(part->spec->kind), t->config->family);
 }
@@ -288,14 +288,21 @@ static px_status weights_describe(px_part *part, px_adapter_config *out, px_erro
   *out = (px_adapter_config){.peft_type = norms ? "LN_TUNING" : "PFX_DELTA", .task_type = "CAUSAL_LM",
                              .top_layers = part->spec->kind == PX_PART_TOP ? part->spec->size : 0};
   if (!norms) return PX_OK;
+  const weights_part *p = part->own;
   const px_names *n = t->config->hf;
-  bool qk = t->config->qk_norm;
+  bool qk = t->config->qk_norm, all = true;
   const char *const ends[] = {n->norm1, n->norm2, qk ? n->q_norm : NULL, qk ? n->k_norm : NULL, n->final_norm};
-  const char **list = px_arena_alloc(&t->arena, sizeof ends / sizeof *ends, sizeof *list);
+  const char **list = px_arena_alloc(&t->arena, (size_t)p->slot_count + sizeof ends / sizeof *ends, sizeof *list);
   if (!list) return px_fail(err, PX_NO_MEMORY, "no memory");
-  for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
-    if (ends[i]) list[out->target_modules.count++] = strrchr(ends[i], '.') + 1;
   out->target_modules.items = list;
+  for (int i = 0; i < p->slot_count; i++) all &= p->slots[i].kind != PX_SLOT_NORM || p->slots[i].place >= 0;
+  for (size_t i = 0; all && i < sizeof ends / sizeof *ends; i++)
+    if (ends[i]) list[out->target_modules.count++] = strrchr(ends[i], '.') + 1;
+  /* A larger part has some of them: a name's end would name these, too. */
+  for (int i = 0; !all && i < t->param_count; i++) {
+    const px_param *q = &t->params[i];
+    if (q->part == part->number && strcmp(q->role, "weight") == 0) list[out->target_modules.count++] = q->module;
+  }
   return PX_OK;
 }
 

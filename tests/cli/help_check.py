@@ -194,8 +194,9 @@ class Usage(command.CommandTest):
                                          'not "0"'),
                 (["--tune", "lorra:8"], '--tune lorra:8: there is no part "lorra"; did you mean "lora"? prefix:N, prompt:N, lora:R, ia3, norm, '
                                          'bias, top:K and full are known'),
-                (["--tune", "lora:8:rank=2"], '--tune lora:8:rank=2: lora has no option "rank"; did you mean "lr"? lr, alpha, rslora, dropout, targets '
-                                              'are known'),
+                (["--tune", "lora:8:rank=2"], '--tune lora:8:rank=2: lora has no option "rank"; did you mean "lr"? Known: lr, alpha, rslora, dropout, '
+                                              'targets'),
+                (["--tune", "lora:2++ia3"], "--tune lora:2++ia3: a part is missing at a +"),
                 (["--tune", "lora:2+prefix:4", "--lr", "1e-2"],
                  "--tune lora:2+prefix:4: --lr is the rate of a single part: write lr= at each of these"),
                 (["--tune", "lora:2", "--prefix-dropout", "0.1"], "--prefix-dropout: --tune lora:2 has no prefix"),

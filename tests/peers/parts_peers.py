@@ -16,7 +16,8 @@ WRITTEN = {"prefix:3": "PREFIX_TUNING", "prefix:3:reparam=8": "PREFIX_TUNING", "
            "prompt:3": "PROMPT_TUNING", "lora:3": "LORA", "lora:2:alpha=3:rslora=1:dropout=0.1:targets=all": "LORA",
            "ia3": "IA3", "ia3:targets=all": "IA3", "norm": "LN_TUNING"}
 # GPT-2's feed-forward is in front of its last projection and its q, k and v one matrix: both have names of their own.
-HYBRIDS = ("prefix:3+lora:2", "prompt:2+norm", "lora:2+ia3+norm", "prefix:2+prompt:2+lora:2", "prompt:2+top:1", "prefix:2+lora:2+bias")
+HYBRIDS = ("prefix:3+lora:2", "prompt:2+norm", "lora:2+ia3+norm", "prefix:2+prompt:2+lora:2", "prompt:2+top:1", "prefix:2+lora:2+bias",
+           "top:1+norm+bias", "norm+bias")
 DELTAS = ("bias", "top:1", "top:2", "full", "top:1+lora:2", "lora:2+bias")
 
 

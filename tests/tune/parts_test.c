@@ -245,6 +245,8 @@ static void bad_parts_are_refused(void **state) {
   refused("gpt2", "prefix:2:init=random:layers=1-", "write numbers and ranges");
   refused("gpt2", "prefix:2:init=random:frozen=2", "leaves nothing of 2 virtual tokens");
   refused("gpt2", "prefix:2:init=vocab", "init=vocab is for a prompt");
+  refused("gpt2", "top:2+norm", "norm: another part trains all that it names");
+  refused("gpt2", "lora:2+", "a part is missing at a +");
   refused("gpt2", "", "--tune is empty");
 }
 
