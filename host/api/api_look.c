@@ -7,6 +7,7 @@
 
 #include "train/look_inside.h"
 #include "train/near_words.h"
+#include "tune/changes.h"
 
 /* Measured on where nobody names data. Plain prose of several kinds; docs/inspect.md says that they are ours. */
 static const char *const sentences[] = {
@@ -143,6 +144,36 @@ static px_status measure(job *j, px_error *err) {
   return j->options.words > 0 ? find_words(j, err) : PX_OK;
 }
 
+/* Parts that are no virtual tokens: what they do to the weights. */
+static px_status list_changes(job *j, px_error *err) {
+  pfx_inspection *i = &j->out->seen;
+  px_change *found;
+  size_t count;
+  PX_TRY(px_adapter_changes(j->adapter, j->model, j->be, &j->out->arena, &found, &count, err));
+  pfx_change *changes = px_arena_alloc(&j->out->arena, count + 1, sizeof *changes);
+  if (!changes) return px_fail(err, PX_NO_MEMORY, "no memory");
+  for (size_t k = 0; k < count; k++) {
+    const px_change *c = &found[k];
+    changes[k] = (pfx_change){.part = px_part_kind_name(c->part), .module = c->module, .role = c->role, .column = c->column, .layer = c->layer,
+                              .mean = c->mean, .smallest = c->smallest, .largest = c->largest, .far = c->far,
+                              .length = c->length, .base_length = c->base_length, .relative = c->relative};
+  }
+  i->changes = changes;
+  i->change_count = (int64_t)count;
+  i->far_from_one = PX_FAR_FROM_ONE;
+  return PX_OK;
+}
+
+/* No virtual tokens: nothing is measured on rows. */
+static void without_tokens(job *j) {
+  const px_config *c = px_model_config(j->model);
+  j->out->seen = (pfx_inspection){.layers = c->layers, .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim,
+                                  .dead_below = j->options.dead_below};
+  if (j->options.data)
+    px_log_message(&j->log, PX_LOG_WARN, "%s has no virtual tokens (a prefix or a prompt has) whose attention could be measured: %s is not read",
+                   j->adapter->path, j->options.data);
+}
+
 static px_status write_page(job *j, px_error *err) {
   px_buf page = {0};
   px_look_page(&j->out->seen, j->model, j->adapter, j->options.data, &page);
@@ -160,12 +191,14 @@ static px_status run(job *j, px_error *err) {
   /* Two log-sum-exps are compared: both are our own kernels', whatever the model computes attention with. */
   PX_TRY(px_backend_open(&(px_backend_options){.device = j->model->be->device, .threads = j->model->be->threads, .log = j->log,
                                                .attention = PX_ATTENTION_FUSED}, &j->be, err));
-  if (j->adapter->tokens == 0)
-    return px_fail(err, PX_INVALID, "%s is %s: it has no virtual tokens (a prefix or a prompt has) whose attention could be measured", j->adapter->path,
-                   j->adapter->kind);
-  PX_TRY(px_tune_open_adapter(j->model, j->be, j->adapter, false, &j->tune, err));
-  PX_TRY(read_rows(j, err));
-  PX_TRY(measure(j, err));
+  if (j->adapter->tokens > 0) {
+    PX_TRY(px_tune_open_adapter(j->model, j->be, j->adapter, false, &j->tune, err));
+    PX_TRY(read_rows(j, err));
+    PX_TRY(measure(j, err));
+  } else {
+    without_tokens(j);
+  }
+  PX_TRY(list_changes(j, err));
   return o->html ? write_page(j, err) : PX_OK;
 }
 

@@ -14,4 +14,12 @@ typedef struct px_inspection {
 /* A self-contained HTML page, appended. data NULL: the built-in sentences. */
 void px_look_page(const pfx_inspection *i, const px_model *model, const px_adapter *adapter, const char *data, px_buf *out);
 
+/* look_page_changes.c: a section for each part without virtual tokens. */
+void px_look_page_changes(const pfx_inspection *i, px_buf *out);
+
+/* Text into HTML: markup written out, control characters shown. */
+void px_look_text(px_buf *out, const char *text);
+/* The end of a scale, no less than the value: a number whose quarters are short, too. */
+double px_look_round_up(double value);
+
 #endif

@@ -33,8 +33,7 @@ static const char style[] =
     "td.words,th.words{grid-column:1/-1;min-width:0;padding-left:1.4rem}}\n"
     "@media print{body{background:#fff}section,.facts div{break-inside:avoid}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}}\n";
 
-/* Text into HTML: markup written out, control characters shown. */
-static void put_text(px_buf *out, const char *text) {
+void px_look_text(px_buf *out, const char *text) {
   for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
     if (*c == '&' || *c == '<' || *c == '>' || *c == '"' || *c == '\'')
       px_buf_printf(out, "&#%d;", *c);
@@ -57,8 +56,7 @@ static double largest(const double *values, int count) {
   return most;
 }
 
-/* The end of a scale, no less than the value: a number whose quarters are short, too. */
-static double round_up(double value) {
+double px_look_round_up(double value) {
   static const double ends[] = {1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8};
   double power = pow(10, floor(log10(fmax(value, 1e-9))));
   for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
@@ -119,7 +117,7 @@ static void put_heat_map(px_buf *out, heat_map m) {
   m.width = m.cols <= 12 ? 44 : m.cols <= 24 ? 32 : m.cols <= 48 ? NARROW : 12;
   m.height = 22;
   m.with_numbers = !m.crossed && m.width > NARROW;
-  m.top = round_up(largest(m.values, i->layers * m.cols));
+  m.top = px_look_round_up(largest(m.values, i->layers * m.cols));
   int width = MAP_LEFT + m.cols * m.width + (m.with_numbers ? MAP_GAP + m.width : 0) + 2, height = MAP_TOP + i->layers * m.height + 2;
   px_buf_printf(out, "<div class=\"scroll\" tabindex=\"0\"><svg role=\"img\" aria-label=\"%s\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\">", m.title, width,
                 height, width, height);
@@ -167,7 +165,7 @@ static void put_lengths(px_buf *out, const pfx_inspection *i, int field, const c
   const double *values = &i->lengths[0].prefix_key;
   double top = 0;
   for (int l = 0; l < i->layers; l++) top = fmax(top, fmax(values[l * 4 + field], values[l * 4 + field + 1]));
-  top = round_up(top);
+  top = px_look_round_up(top);
   px_buf_printf(out, "<figure><svg role=\"img\" aria-label=\"Mean length of %s by layer, of virtual and of real tokens\" viewBox=\"0 0 %d %d\">", what,
                 CHART_WIDTH, CHART_HEIGHT);
   for (int tick = 0; tick <= 4; tick++) {
@@ -193,7 +191,7 @@ static void put_words(px_buf *out, const pfx_inspection *i, int slot) {
     if (w->id < 0) continue;
     px_buf_puts(out, "<span class=\"word\"><code><bdi>");
     if (w->text)
-      put_text(out, w->text);
+      px_look_text(out, w->text);
     else
       px_buf_printf(out, "id %d", w->id);
     px_buf_printf(out, "</bdi></code> %.2f</span> ", (double)w->cosine);
@@ -240,15 +238,19 @@ static void put_facts(px_buf *out, const pfx_inspection *i) {
 static void put_head(px_buf *out, const pfx_inspection *i, const px_model *model, const px_adapter *adapter, const char *data) {
   px_buf_puts(out, "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n"
                    "<meta name=\"color-scheme\" content=\"light dark\"><title>Inside ");
-  put_text(out, adapter->path);
+  px_look_text(out, adapter->path);
   px_buf_printf(out, "</title><style>\n%s</style></head><body><main>\n<h1>Inside ", style);
-  put_text(out, adapter->path);
-  px_buf_printf(out, "</h1>\n<p class=\"soft\">%s: %d virtual tokens in <bdi>", adapter->kind, i->virtual_tokens);
-  put_text(out, model->source.path);
-  px_buf_puts(out, "</bdi>, measured on ");
-  if (data) {
+  px_look_text(out, adapter->path);
+  px_buf_printf(out, "</h1>\n<p class=\"soft\">%s", adapter->kind);
+  if (i->virtual_tokens) px_buf_printf(out, ": %d virtual tokens", i->virtual_tokens);
+  px_buf_puts(out, " in <bdi>");
+  px_look_text(out, model->source.path);
+  px_buf_puts(out, i->virtual_tokens ? "</bdi>, measured on " : "</bdi>");
+  if (!i->virtual_tokens) {
+    px_buf_puts(out, ", without virtual tokens: what it changes in the weights");
+  } else if (data) {
     px_buf_printf(out, "%s<bdi>", i->rows < i->rows_in_data ? "the first rows of " : "");
-    put_text(out, data);
+    px_look_text(out, data);
     px_buf_puts(out, "</bdi>");
   } else {
     px_buf_puts(out, "pfx&#8217;s own sentences, which may be unlike the task it was made for");
@@ -256,8 +258,8 @@ static void put_head(px_buf *out, const pfx_inspection *i, const px_model *model
   px_buf_puts(out, ".</p>\n");
 }
 
-void px_look_page(const pfx_inspection *i, const px_model *model, const px_adapter *adapter, const char *data, px_buf *out) {
-  put_head(out, i, model, adapter, data);
+/* What virtual tokens do. */
+static void put_tokens(px_buf *out, const pfx_inspection *i) {
   put_facts(out, i);
   px_buf_puts(out, "<section><h2>Attention on the virtual tokens</h2><p class=\"soft\">The part of a query&#8217;s attention that all of them get together, mean over queries. "
                    "A pale row is a layer that they hardly reach; a full cell is a head that looks at little else.</p>");
@@ -274,6 +276,13 @@ void px_look_page(const pfx_inspection *i, const px_model *model, const px_adapt
                    "the output much for little attention.</p><div class=\"pair\">");
   put_lengths(out, i, 0, "keys");
   put_lengths(out, i, 2, "values");
-  px_buf_printf(out, "</div></section>\n<p class=\"soft\">Made by <code>pfx inspect</code> %s. Weights digest of the model: <code>%s</code></p>\n</main></body></html>\n",
+  px_buf_puts(out, "</div></section>\n");
+}
+
+void px_look_page(const pfx_inspection *i, const px_model *model, const px_adapter *adapter, const char *data, px_buf *out) {
+  put_head(out, i, model, adapter, data);
+  if (i->virtual_tokens) put_tokens(out, i);
+  px_look_page_changes(i, out);
+  px_buf_printf(out, "<p class=\"soft\">Made by <code>pfx inspect</code> %s. Weights digest of the model: <code>%s</code></p>\n</main></body></html>\n",
                 PX_VERSION, model->fingerprint.base);
 }

@@ -14,8 +14,8 @@ static const cli_option options[] = {
     {CLI_SECTION, "What", NULL, NULL, NULL, NULL, NULL},
     {CLI_FLAG, "verify", NULL, "Also search every weight of a model for values that are not finite.", NULL, &verify, NULL},
     {CLI_SECTION, "An adapter at work", NULL, NULL, NULL, NULL, NULL},
-    {CLI_TEXT, "model", "PATH", "Measure what the adapter does in this model: attention on the prefix by layer and head, dead virtual tokens, lengths, nearest words.", NULL, &cli_shared.model, NULL},
-    {CLI_TEXT, "data", "FILE", "Rows to measure on.", "eight sentences of pfx's own", &o.data, NULL},
+    {CLI_TEXT, "model", "PATH", "Measure what the adapter does in this model: attention on the prefix by layer and head, dead virtual tokens, lengths, nearest words; what other parts change in the weights.", NULL, &cli_shared.model, NULL},
+    {CLI_TEXT, "data", "FILE", "Rows to measure virtual tokens on.", "eight sentences of pfx's own", &o.data, NULL},
     {CLI_TEXT, "html", "FILE", "Also write a self-contained page with heat maps.", NULL, &o.html, NULL},
     {CLI_CHOICE, "tokens", "WHICH", "Average over the tokens that a labelled one is predicted from (labelled), or all.", "labelled", &tokens, token_choices},
     {CLI_INT, "sample-tokens", "N", "Measure rows from the first on until they have N tokens; 0: all.", "8192", &o.sample_tokens, NULL},
@@ -90,7 +90,8 @@ const cli_command cli_inspect = {
     .usage = "PATH... [--verify] [--json] | ADAPTER --model MODEL [--data FILE] [OPTIONS]",
     .text = "What a model, tokenizer, adapter, data file or run holds: reads headers and counts;\n"
             "weights are only read with --verify. With --model: how much attention goes to the\n"
-            "adapter's prefix, which of its tokens nothing looks at, and what they resemble.",
+            "adapter's prefix, which of its tokens nothing looks at, and what they resemble;\n"
+            "how far LoRA, IA3, norms, biases and layers change the weights.",
     .examples = "  pfx inspect SmolLM2.gguf --verify\n  pfx inspect run --json\n"
                 "  pfx inspect run --model SmolLM2.gguf --data valid.jsonl --html look.html\n",
     .run = run,

@@ -86,7 +86,7 @@ static void slots(const pfx_inspection *i, FILE *out) {
   }
 }
 
-void inspect_text(const pfx_inspection *i, const char *data, FILE *out) {
+static void tokens_text(const pfx_inspection *i, const char *data, FILE *out) {
   where(i, data, out);
   layers(i, out);
   slots(i, out);
@@ -95,6 +95,11 @@ void inspect_text(const pfx_inspection *i, const char *data, FILE *out) {
             100 * i->dead_below);
   else
     fprintf(out, "\nno virtual token is dead: each got %g %% of some query's attention\n", 100 * i->dead_below);
+}
+
+void inspect_text(const pfx_inspection *i, const char *data, FILE *out) {
+  if (i->virtual_tokens > 0) tokens_text(i, data, out);
+  inspect_changes_text(i, out);
 }
 
 static void put_text(const char *name, const char *text, FILE *out) {
@@ -170,13 +175,7 @@ static void put_slots(const pfx_inspection *i, FILE *out) {
   fputc(']', out);
 }
 
-void inspect_json(const pfx_inspection *i, const char *adapter, const char *model, const char *data, FILE *out) {
-  fputs("{\"adapter\": ", out);
-  cli_json_text(out, adapter, strlen(adapter));
-  put_text("model", model, out);
-  put_text("data", data, out);
-  fprintf(out, ", \"layers\": %d, \"heads\": %d, \"kv_heads\": %d, \"head_dim\": %d, \"virtual_tokens\": %d", i->layers, i->heads, i->kv_heads,
-          i->head_dim, i->virtual_tokens);
+static void put_tokens(const pfx_inspection *i, FILE *out) {
   fprintf(out, ", \"rows\": %lld, \"rows_in_data\": %lld, \"tokens\": %lld, \"queries\": %lld, \"dead\": %d, \"dead_below\": ", (long long)i->rows,
           (long long)i->rows_in_data, (long long)i->tokens, (long long)i->queries, i->dead);
   cli_json_number(out, i->dead_below);
@@ -185,5 +184,16 @@ void inspect_json(const pfx_inspection *i, const char *adapter, const char *mode
   put_table("mass", i->mass, i->layers, i->heads, out);
   put_table("token_share", i->slot_mass, i->layers, i->virtual_tokens, out);
   put_table("token_peak", i->slot_peak, i->layers, i->virtual_tokens, out);
+}
+
+void inspect_json(const pfx_inspection *i, const char *adapter, const char *model, const char *data, FILE *out) {
+  fputs("{\"adapter\": ", out);
+  cli_json_text(out, adapter, strlen(adapter));
+  put_text("model", model, out);
+  put_text("data", data, out);
+  fprintf(out, ", \"layers\": %d, \"heads\": %d, \"kv_heads\": %d, \"head_dim\": %d, \"virtual_tokens\": %d", i->layers, i->heads, i->kv_heads,
+          i->head_dim, i->virtual_tokens);
+  if (i->virtual_tokens > 0) put_tokens(i, out);
+  inspect_changes_json(i, out);
   fputs("}\n", out);
 }

@@ -98,7 +98,7 @@ static void replace(const px_part_tensor *t, int64_t first, int64_t rows, int64_
   memcpy(values, t->values + first * cols, (size_t)(rows * cols) * sizeof *values);
 }
 
-static double lora_scale(const px_adapter_config *c) {
+double px_lora_scale(const px_adapter_config *c) {
   return c->alpha / (c->rank_stabilised ? sqrt((double)c->rank) : (double)c->rank);
 }
 
@@ -106,7 +106,7 @@ static double lora_scale(const px_adapter_config *c) {
 static px_status add_low_rank(const px_adapter_part *p, const px_part_tensor *a, const px_part_tensor *b, bool in_out, int64_t first, int64_t rows,
                               int64_t cols, float *values, px_error *err) {
   int64_t rank = a->shape[0];
-  double scale = lora_scale(&p->config);
+  double scale = px_lora_scale(&p->config);
   bool failed = false;
 #pragma omp parallel for schedule(static) reduction(|| : failed)
   for (int64_t r = 0; r < rows; r++) {

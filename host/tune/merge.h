@@ -6,6 +6,9 @@
 #include "model/model_write.h"
 #include "tune/adapter.h"
 
+/* What stands before B A: alpha / r, or alpha / sqrt(r) where rank-stabilised. */
+double px_lora_scale(const px_adapter_config *config);
+
 /* PX_INVALID, by name, when a part of the adapter is no weight: a prefix or a prompt. */
 px_status px_merge_check(const px_adapter *adapter, px_error *err);
 

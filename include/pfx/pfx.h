@@ -585,7 +585,22 @@ typedef struct pfx_vector_lengths {
   double prefix_key, real_key, prefix_value, real_value;
 } pfx_vector_lengths;
 
-/* What virtual tokens (a prefix's first, then a prompt's) do in a model. Arrays are indexed [layer][head] or [layer][virtual token], the last index fastest.
+/* What a part without virtual tokens changes in one tensor of the model. */
+typedef struct pfx_change {
+  const char *part;    /* "lora", "ia3", "norm", "bias", "top" or "full" */
+  const char *module;  /* Hugging Face's name, "model.layers.3.self_attn.q_proj" */
+  const char *role;    /* "weight" or "bias" */
+  const char *column;  /* a short name, the same in every layer: "q_proj", "q_proj.bias" */
+  int32_t layer;       /* -1: of none (embeddings, the last norm, the head) */
+  /* IA3: its scales, and the share of them that lie further than far_from_one from one. Else zero. */
+  double mean, smallest, largest, far;
+  /* Every other part: Euclidean (of matrices Frobenius) length of what is added to the model's own tensor, and of that itself. */
+  double length, base_length;
+  double relative;     /* length / base_length; -1: the model has no such tensor or only zeros, or the part is IA3 */
+} pfx_change;
+
+/* What an adapter does in a model: its virtual tokens (a prefix's first, then a prompt's), and what its other parts change in
+ * the weights. Without virtual tokens nothing is measured on rows: virtual_tokens, rows and the like are 0, their arrays NULL. Arrays are indexed [layer][head] or [layer][virtual token], the last index fastest.
  * A share is a part of one query's attention, from 0 to 1. */
 typedef struct pfx_inspection {
   int32_t layers, heads, kv_heads, head_dim, virtual_tokens;
@@ -606,11 +621,14 @@ typedef struct pfx_inspection {
    * there, to a prompt's row a word's embedding. NULL: words is 0. */
   const pfx_near_word *near_words;
   const double *usual_cosine;      /* [virtual_tokens] mean over the whole vocabulary, to compare with */
+  const pfx_change *changes;       /* [change_count] parts in the adapter's order, tensors in that of the forward pass */
+  int64_t change_count;
+  double far_from_one;             /* 0.1: what pfx_change's `far` counts lies further from one */
 } pfx_inspection;
 
 /* Measures how much attention goes to virtual tokens, by layer, head and token, how long their keys and values are beside real
- * ones, and which words they are most like. PFX_INVALID where an adapter has none. Check the adapter first. tokenizer NULL: `data` must be
- * ids rows. *inspection: pfx_inspection_free. */
+ * ones, and which words they are most like; and what the other parts change in the weights. `data` is read for virtual tokens alone.
+ * Check the adapter first. tokenizer NULL: `data` must be ids rows. *inspection: pfx_inspection_free. */
 PFX_API pfx_status pfx_inspect_adapter_wait(const pfx_model *model, const pfx_tokenizer *tokenizer, const pfx_adapter *adapter,
                                             const pfx_inspect_options *options, const pfx_inspection **inspection, pfx_error *err);
 PFX_API void pfx_inspection_free(const pfx_inspection *inspection);
