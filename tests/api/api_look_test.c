@@ -75,6 +75,47 @@ static void measures(void **state) {
   pfx_inspection_free(NULL);
 }
 
+/* Parts that change weights: no tokenizer, no rows; an adapter that nobody checked is refused, not read past its end. */
+static void changes(void **state) {
+  (void)state;
+  pfx_error err = {0};
+  pfx_model *model = NULL;
+  pfx_adapter *adapter = NULL;
+  const pfx_inspection *seen = NULL;
+  char path[512];
+  pfx_model_options o = pfx_model_options_init();
+  o.dtype = PFX_DTYPE_F32;
+  o.threads = 1;
+  API_OK(pfx_model_open(golden_path("parts/llama", "", path), &o, &model, &err));
+  API_OK(pfx_adapter_open(golden_path("parts/llama", "lora", path), &adapter, &err));
+  API_OK(pfx_inspect_adapter_wait(model, NULL, adapter, NULL, &seen, &err));
+  assert_int_equal(seen->virtual_tokens, 0);
+  assert_int_equal(seen->layers, 2);
+  assert_true(seen->mass == NULL && seen->near_words == NULL && seen->rows == 0 && seen->far_from_one == 0.1);
+  assert_true(seen->change_count > 0);
+  for (int64_t k = 0; k < seen->change_count; k++) {
+    const pfx_change *c = &seen->changes[k];
+    assert_string_equal(c->part, "lora");
+    assert_string_equal(c->role, "weight");
+    assert_true(c->layer >= 0 && c->layer < 2 && c->length > 0 && c->base_length > 0);
+    assert_true(fabs(c->relative - c->length / c->base_length) < 1e-12);
+  }
+  pfx_inspection_free(seen);
+  pfx_adapter_close(adapter);
+  static const char *const others[] = {"lora", "top", "ia3"};
+  for (size_t k = 0; k < sizeof others / sizeof *others; k++) {
+    API_OK(pfx_adapter_open(golden_path("parts/gpt2", others[k], path), &adapter, &err));
+    assert_int_equal(pfx_inspect_adapter_wait(model, NULL, adapter, NULL, &seen, &err), PFX_MISMATCH);
+    assert_non_null(strstr(err.message, "check the adapter with it first (pfx check)"));
+    assert_null(seen);
+    pfx_adapter_close(adapter);
+  }
+  API_OK(pfx_adapter_open(golden_path("parts/qwen2", "top", path), &adapter, &err));
+  assert_int_equal(pfx_inspect_adapter_wait(model, NULL, adapter, NULL, &seen, &err), PFX_MISMATCH);
+  pfx_adapter_close(adapter);
+  pfx_model_close(model);
+}
+
 /* A caller from before `html` was there: what lies behind its fields is not read. */
 static void older_callers(void **state) {
   opened *all = *state;
@@ -119,6 +160,6 @@ static void refusals(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(measures), cmocka_unit_test(older_callers), cmocka_unit_test(refusals)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(measures), cmocka_unit_test(changes), cmocka_unit_test(older_callers), cmocka_unit_test(refusals)};
   return cmocka_run_group_tests(tests, open_all, close_all);
 }

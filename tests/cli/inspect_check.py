@@ -238,8 +238,6 @@ class Inspect(command.CommandTest):
                 page = Page()
                 page.feed(read("page.html").decode())
                 self.assertEqual(page.open, [])
-        self.refused(["inspect", f"{base}/lora", "--model", f"{kind}.model", "--data", "rows.jsonl", "--quiet"], 2,
-                     f"{base}/lora is LORA: it has no virtual tokens (a prefix or a prompt has) whose attention could be measured")
 
     def compare(self, seen, plain, runs, which):
         queries = [(r, t) for r, labels in enumerate(LABELS) for t in range(len(labels))
