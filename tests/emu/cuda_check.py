@@ -289,6 +289,16 @@ class Using(Cuda):
                         self.assertEqual(here["nearest"][0]["id"], there["nearest"][0]["id"])
                         self.assertAlmostEqual(here["usual_cosine"], there["usual_cosine"], delta=1e-5)
 
+    def test_inspect_changes(self):
+        """Weights are read back from the device to be measured: the very numbers of the CPU."""
+        copy_model("parts/gpt2", "gpt2")
+        for dtype in ("f32", "bf16"):
+            for kind in ("lora_all", "top", "bias", "norm"):
+                gpu, cpu = (json.loads(self.pfx("inspect", f"{GOLDEN}/parts/gpt2/{kind}", "--model", "gpt2", "--device", device, "--dtype", dtype,
+                                                "--json", "--quiet")[0])["changes"] for device in ("cuda", "cpu"))
+                self.assertGreater(len(gpu), 0)
+                self.assertEqual(gpu, cpu)
+
     def test_too_large_for_an_emulator(self):
         self.widen_model()
         write_rows("rows.jsonl", [{"ids": [5, 6, 7], "labels": [-100, 6, 7]}])
