@@ -159,7 +159,8 @@ class Refusals(Parts):
             self.train(tune, out=tune, model="model")
             for args in self.uses(tune, "other").values():
                 out, err = self.pfx(*args, code=4)
-                self.assertRegex(err, rf"^pfx: {tune}/{file} was trained on other weights than other: sampled weights differ by .* --force uses it all the same\n$")
+                self.assertRegex(err, rf"^pfx: {tune}/{file} was trained on other weights than other: sampled weights differ by .* "
+                                      r"--force uses it all the same\n$")
                 self.pfx(*args, "--force")
                 self.assertIn("for a module" if tune == "lora:2" else "model.", self.pfx(*args[:2], "gpt2", *args[3:], code=4)[1])
 

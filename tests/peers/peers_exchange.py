@@ -53,6 +53,10 @@ def probe(checks, model, rows, adapter):
     return load_file(out)
 
 
+def distance(ours, theirs):
+    return float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
+
+
 def loader(peft_type):
     """How PEFT is asked: (forward, trained tensors under the names of the adapter's file)."""
     tuner = peft_type in ("LORA", "IA3", "LN_TUNING")
@@ -66,7 +70,7 @@ def differences(mine, rows, forward, trained, what):
     if trained:
         loss.backward()
     logits = logits.detach()
-    found = {"logits": float((mine["logits"].double() - logits).abs().max() / logits.abs().max()),
+    found = {"logits": distance(mine["logits"], logits),
              "loss": abs(float(mine["loss"][0]) / loss.item() - 1)}
     named = {key[5:]: value for key, value in mine.items() if key.startswith("grad.")}
     if trained:
@@ -174,3 +178,9 @@ def refused(checks, model, rows, tune, out):
     done = subprocess.run([checks.binary, "train", "--model", model, "--data", rows, "--out", out, "--tune", tune, "--steps", "1", "--quiet"],
                           capture_output=True, text=True)
     assert done.returncode == 2 and "bias" in done.stderr and not out.exists(), (done.returncode, done.stderr)
+
+
+def check_refuses(checks, model, adapter, message):
+    done = subprocess.run([checks.binary, "check", "--model", model, "--adapter", adapter], capture_output=True, text=True)
+    assert done.returncode in (3, 4) and message in done.stderr, (adapter.name, done.returncode, done.stderr)
+    return 1
