@@ -41,6 +41,9 @@ def check_written(family):
             reference = loader(peft_type)(PARTS / family, out, torch.float64)
             found = differences(probe(checks, PARTS / family, path, out), rows, *reference, tune)
             keep_worst(worst, found)
+        out = checks.scratch / f"written-{family}-layers"
+        exchange.train(checks, PARTS / family, path, out, "prefix:3:layers=1", 0.05)
+        exchange.peft_refuses(out, PARTS / family)
         return f"{len(WRITTEN)} parts: " + listed(worst)
     return check
 
@@ -98,13 +101,13 @@ def check_hybrid(family):
     prompt in front of it."""
     def check(checks):
         path, rows = family_rows(checks, family)
-        worst, alone = {}, 0
+        model, worst, alone, texts, done = named_model(checks, family), {}, 0, 0, 0
         for number, tune in enumerate(HYBRIDS):
             out = checks.scratch / f"hybrid-{family}-{number}"
             if lacks(family, tune):
-                exchange.refused(checks, PARTS / family, path, tune, out)
+                exchange.refused(checks, model, path, tune, out)
                 continue
-            exchange.train(checks, PARTS / family, path, out, tune, 0.05)
+            exchange.train(checks, model, path, out, tune, 0.05)
             kinds = [part.split(":")[0] for part in tune.split("+")]
             for kind in kinds:
                 if (out / kind / "adapter_config.json").exists():
@@ -112,9 +115,11 @@ def check_hybrid(family):
                     reference = loader(peft_type)(PARTS / family, out / kind, torch.float64)
                     differences(probe(checks, PARTS / family, path, out / kind), rows, *reference, f"{tune}: {kind}")
                     alone += 1
-            found = differences(probe(checks, PARTS / family, path, out), rows, *exchange.open_hybrid(checks, family, out, kinds), tune)
-            keep_worst(worst, found)
-        return f"{len(HYBRIDS)} hybrids, {alone} parts alone: " + listed(worst)
+            reference = exchange.open_hybrid(checks, family, out, kinds)
+            keep_worst(worst, differences(probe(checks, model, path, out), rows, *reference, tune))
+            texts += same_text(checks, model, out, rows, reference[0])
+            done += 1
+        return f"{done} of {len(HYBRIDS)} hybrids, {alone} parts alone, {texts} texts: " + listed(worst)
     return check
 
 
@@ -122,7 +127,7 @@ def check_delta(family):
     """transformers opens the folder that pfx merge makes of a trained delta; of `full` the run itself is one."""
     def check(checks):
         path, rows = family_rows(checks, family)
-        model, worst, texts = named_model(checks, family), {}, 0
+        model, worst, texts, done = named_model(checks, family), {}, 0, 0
         for number, tune in enumerate(DELTAS):
             out, merged = (checks.scratch / f"{what}-{family}-{number}" for what in ("delta", "merged"))
             if lacks(family, tune):
@@ -130,6 +135,7 @@ def check_delta(family):
                 continue
             exchange.train(checks, model, path, out, tune, 0.01)
             checks.pfx("merge", "--model", model, "--adapter", out, "--out", merged, "--quiet")
+            done += 1
             for folder in (merged, out) if tune == "full" else (merged,):
                 delta = None if tune == "full" else out / "pfx_delta.safetensors"
                 forward, trained = exchange.open_folder(folder, delta if "+" not in tune else None)
@@ -137,7 +143,7 @@ def check_delta(family):
                 keep_worst(worst, found)
                 texts += same_text(checks, model, out, rows, make_golden.load_model(folder, torch.float64))
                 exchange.same_ids(folder, model)
-        return f"{len(DELTAS)} parts, {texts} texts: " + listed(worst)
+        return f"{done} of {len(DELTAS)} parts, {texts} texts: " + listed(worst)
     return check
 
 
