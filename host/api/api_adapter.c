@@ -41,6 +41,7 @@ pfx_status pfx_adapter_check(const pfx_adapter *adapter, const pfx_model *model,
   px_buf text = {0};
   px_status status = px_adapter_fits(adapter->adapter, model->model, tokenizer ? tokenizer->tok : NULL, force, &inner, warning ? &text : NULL,
                                      px_api_error(err));
+  if (status == PX_OK) status = px_adapter_attaches(adapter->adapter, model->model, px_api_error(err));
   *fit = (pfx_fit)inner;
   if (warning) *warning = text.data;
   return px_api_status(status);

@@ -39,6 +39,8 @@ typedef enum px_fit {
  * NULL). A shape that does not fit is a mismatch with force too. */
 px_status px_adapter_fits(const px_adapter *adapter, const px_model *model, const px_tokenizer *tok, bool force, px_fit *fit,
                           px_buf *warning, px_error *err);
+/* Whether an adapter that fits can also be computed with beside the model; PX_MISMATCH names what can only be merged. */
+px_status px_adapter_attaches(const px_adapter *adapter, const px_model *model, px_error *err);
 
 /* The pfx.* metadata of an adapter trained on `model`: pfx.arch, pfx.base, pfx.samples, pfx.position_mode, pfx.tokenizer,
  * pfx.template, pfx.version, pfx.training, sorted by key. Strings in *arena. `training` is a short JSON summary without times. */

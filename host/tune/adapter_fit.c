@@ -163,6 +163,22 @@ static px_status shapes_fit(const px_adapter *a, const px_config *c, px_error *e
   return status;
 }
 
+px_status px_adapter_attaches(const px_adapter *a, const px_model *model, px_error *err) {
+  const char *down = strstr(px_model_config(model)->hf->down, "%d") + 2; /* ".mlp.down_proj" */
+  for (int i = 0; i < a->part_count; i++) {
+    const px_adapter_part *p = &a->parts[i];
+    for (size_t k = 0; p->kind == PX_PART_IA3 && k < p->tensor_count; k++) {
+      const px_part_tensor *t = &p->tensors[k];
+      size_t length = strlen(t->module), end = strlen(down);
+      bool last = length > end && strcmp(t->module + length - end, down) == 0, in_front = t->shape[0] == 1 && t->shape[1] != 1;
+      if (last != in_front)
+        return px_fail(err, PX_MISMATCH, "%s: %s of %s: IA3 in front of a projection is for the last one of the feed-forward alone, behind it for the "
+                       "others; pfx merge puts this adapter into the weights", p->file, t->role, t->module);
+    }
+  }
+  return PX_OK;
+}
+
 /* --- the weights it was trained on --- */
 
 /* How far the base weights are from the ones the adapter was trained on, in words. */

@@ -186,7 +186,7 @@ typedef enum pfx_fit {
   PFX_FIT_FORCED = 2,     /* other weights of the same shape, and `force` was given */
 } pfx_fit;
 
-/* Does the adapter fit? PFX_MISMATCH says what differs and by how much. A shape that does not fit is a mismatch with
+/* Does the adapter fit, and can it be computed with? PFX_MISMATCH says what differs and by how much. A shape that does not fit is a mismatch with
  * `force` too. tokenizer may be NULL. *warning (may be NULL; pfx_free) becomes NULL or a text, e.g. another tokenizer. */
 PFX_API pfx_status pfx_adapter_check(const pfx_adapter *adapter, const pfx_model *model, const pfx_tokenizer *tokenizer, bool force,
                                      pfx_fit *fit, char **warning, pfx_error *err);

@@ -8,8 +8,10 @@ import make_golden
 import peers_exchange as exchange
 from golden_lib import torch
 from make_parts_golden import CASES, peft_parts
-from peft import PrefixTuningConfig, get_peft_model
+from peft import IA3Config, LNTuningConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from peers_exchange import PARTS, differences, family_rows, keep_worst, listed, loader, named_model, probe, same_text
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # What is trained: --tune -> PEFT's name of it.
 WRITTEN = {"prefix:3": "PREFIX_TUNING", "prefix:3:reparam=8": "PREFIX_TUNING", "prefix:3:frozen=1": "CARTRIDGE",
@@ -39,6 +41,9 @@ def check_written(family):
             reference = loader(peft_type)(PARTS / family, out, torch.float64)
             found = differences(probe(checks, PARTS / family, path, out), rows, *reference, tune)
             keep_worst(worst, found)
+        out = checks.scratch / f"written-{family}-layers"
+        exchange.train(checks, PARTS / family, path, out, "prefix:3:layers=1", 0.05)
+        exchange.peft_refuses(out, PARTS / family)
         return f"{len(WRITTEN)} parts: " + listed(worst)
     return check
 
@@ -96,13 +101,13 @@ def check_hybrid(family):
     prompt in front of it."""
     def check(checks):
         path, rows = family_rows(checks, family)
-        worst, alone = {}, 0
+        model, worst, alone, texts, done = named_model(checks, family), {}, 0, 0, 0
         for number, tune in enumerate(HYBRIDS):
             out = checks.scratch / f"hybrid-{family}-{number}"
             if lacks(family, tune):
-                exchange.refused(checks, PARTS / family, path, tune, out)
+                exchange.refused(checks, model, path, tune, out)
                 continue
-            exchange.train(checks, PARTS / family, path, out, tune, 0.05)
+            exchange.train(checks, model, path, out, tune, 0.05)
             kinds = [part.split(":")[0] for part in tune.split("+")]
             for kind in kinds:
                 if (out / kind / "adapter_config.json").exists():
@@ -110,9 +115,11 @@ def check_hybrid(family):
                     reference = loader(peft_type)(PARTS / family, out / kind, torch.float64)
                     differences(probe(checks, PARTS / family, path, out / kind), rows, *reference, f"{tune}: {kind}")
                     alone += 1
-            found = differences(probe(checks, PARTS / family, path, out), rows, *exchange.open_hybrid(checks, family, out, kinds), tune)
-            keep_worst(worst, found)
-        return f"{len(HYBRIDS)} hybrids, {alone} parts alone: " + listed(worst)
+            reference = exchange.open_hybrid(checks, family, out, kinds)
+            keep_worst(worst, differences(probe(checks, model, path, out), rows, *reference, tune))
+            texts += same_text(checks, model, out, rows, reference[0])
+            done += 1
+        return f"{done} of {len(HYBRIDS)} hybrids, {alone} parts alone, {texts} texts: " + listed(worst)
     return check
 
 
@@ -120,7 +127,7 @@ def check_delta(family):
     """transformers opens the folder that pfx merge makes of a trained delta; of `full` the run itself is one."""
     def check(checks):
         path, rows = family_rows(checks, family)
-        model, worst, texts = named_model(checks, family), {}, 0
+        model, worst, texts, done = named_model(checks, family), {}, 0, 0
         for number, tune in enumerate(DELTAS):
             out, merged = (checks.scratch / f"{what}-{family}-{number}" for what in ("delta", "merged"))
             if lacks(family, tune):
@@ -128,6 +135,7 @@ def check_delta(family):
                 continue
             exchange.train(checks, model, path, out, tune, 0.01)
             checks.pfx("merge", "--model", model, "--adapter", out, "--out", merged, "--quiet")
+            done += 1
             for folder in (merged, out) if tune == "full" else (merged,):
                 delta = None if tune == "full" else out / "pfx_delta.safetensors"
                 forward, trained = exchange.open_folder(folder, delta if "+" not in tune else None)
@@ -135,11 +143,78 @@ def check_delta(family):
                 keep_worst(worst, found)
                 texts += same_text(checks, model, out, rows, make_golden.load_model(folder, torch.float64))
                 exchange.same_ids(folder, model)
-        return f"{len(DELTAS)} parts, {texts} texts: " + listed(worst)
+        return f"{done} of {len(DELTAS)} parts, {texts} texts: " + listed(worst)
     return check
+
+
+def unusual(family):
+    """What PEFT offers beside the usual: its own choice of modules, single ones, other starts; (what pfx says where it refuses)."""
+    gpt2, causal = family == "gpt2", dict(task_type="CAUSAL_LM")
+    one = ["h.1.attn.c_attn"] if gpt2 else ["layers.1.self_attn.k_proj", "layers.0.mlp.up_proj"]
+    up, down = (["c_fc"], ["mlp.c_proj"]) if gpt2 else (["up_proj"], ["down_proj"])
+    out_in = dict(fan_in_fan_out=gpt2)
+    elsewhere = "IA3 in front of a projection is for the last one of the feed-forward alone"
+    return {"usual modules": (LoraConfig(r=3, **causal), None), "usual scales": (IA3Config(**causal), None),
+            "usual norms": (LNTuningConfig(**causal), None), "every module": (LoraConfig(r=3, target_modules="all-linear", **causal), None),
+            "single modules": (LoraConfig(r=2, lora_alpha=2, target_modules=one, init_lora_weights="gaussian", **out_in, **causal), None),
+            "a single scale": (IA3Config(target_modules=one[:1], feedforward_modules=[], **out_in, **causal), None),
+            "a single norm": (LNTuningConfig(target_modules=["h.1.ln_2" if gpt2 else "layers.1.input_layernorm"], **causal), None),
+            "sampled rows": (PromptTuningConfig(num_virtual_tokens=2, prompt_tuning_init="SAMPLE_VOCAB", **causal), None),
+            "biases beside": (LoraConfig(r=3, bias="lora_only", **causal), 'field "bias" is set'),
+            "a head": (LoraConfig(r=3, target_modules=["lm_head"], **causal), "lm_head.base_layer.weight"),
+            "some layers": (LoraConfig(r=3, layers_to_transform=[1], **causal), 'field "layers_to_transform" is set'),
+            "scales in front": (IA3Config(target_modules=up, feedforward_modules=up, **out_in, **causal), elsewhere),
+            "scales behind": (IA3Config(target_modules=down, feedforward_modules=[], **out_in, **causal), elsewhere)}
+
+
+def check_unusual(family):
+    """pfx computes the same, or says in `pfx check` already what it cannot do."""
+    def check(checks):
+        path, rows = family_rows(checks, family)
+        model, worst, refused = named_model(checks, family), {}, 0
+        for name, (config, message) in unusual(family).items():
+            target = checks.scratch / f"unusual-{family}-{name.replace(' ', '-')}"
+            trained_by_peft(family, model, name, config, rows, target)
+            if message:
+                refused += exchange.check_refuses(checks, model, target, message)
+                continue
+            checks.pfx("check", "--model", model, "--adapter", target)
+            reference = loader(config.peft_type.value)(model, target, torch.float64)
+            keep_worst(worst, differences(probe(checks, model, path, target), rows, *reference, name))
+        return f"{len(unusual(family)) - refused} parts, {refused} refused: " + listed(worst)
+    return check
+
+
+def check_smollm(checks):
+    """Every weight of SmolLM2 trained for two steps: transformers opens the run, with the base's ids and pfx's logits."""
+    if not checks.smollm.exists():
+        raise checks.Skipped(f"no {checks.smollm}")
+    run, base, rows = (checks.scratch / f"smollm-{name}" for name in ("full", "base.safetensors", "rows.jsonl"))
+    rows.write_text("".join(json.dumps({"prompt": a, "completion": b}) + "\n" for a, b in (
+        ("The capital of France is", " Paris."), ("def f(x):", "\n    return x * 42"))))
+    model = ("--model", checks.smollm, "--data", rows, "--device", "cpu", "--threads", 2, "--quiet")
+    checks.pfx("train", *model, "--tune", "full", "--lr", 1e-4, "--steps", 2, "--warmup", 0, "--batch-rows", 2, "--save-every", -1,
+               "--dtype", "f32", "--out", run)
+    checks.pfx("probe", *model, "--out", base)
+    logits = load_file(base)["logits"]
+    mine = probe(checks, checks.smollm, rows, run)
+    assert exchange.distance(logits, mine["logits"]) > 0.01, "training changed nothing"
+    opened, info = AutoModelForCausalLM.from_pretrained(run, dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values()), info
+    spans = list(zip(mine["offsets"][:-1], mine["offsets"][1:]))
+    with torch.no_grad():
+        theirs = torch.cat([opened(input_ids=mine["ids"][a:b].long()[None]).logits[0] for a, b in spans])
+    error = exchange.distance(mine["logits"], theirs)
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    ids = tokenizer("The capital of France is").input_ids
+    assert ids == [504, 3575, 282, 4649, 314] == mine["ids"][:5].tolist(), ids
+    assert error <= exchange.LOGITS, f"logits {error:.1e}"
+    return f"logits {error:.1e}"
 
 
 CHECKS = {f"PEFT computes the same with every part trained on {family}": check_written(family) for family in CASES}
 CHECKS |= {f"pfx computes the same with every part that PEFT trained on {family}": check_read(family) for family in CASES}
 CHECKS |= {f"PEFT computes the same with hybrids trained on {family}": check_hybrid(family) for family in CASES}
 CHECKS |= {f"transformers opens weights trained on {family}": check_delta(family) for family in CASES}
+CHECKS |= {f"pfx computes the same with unusual adapters of PEFT's for {family}": check_unusual(family) for family in ("gpt2", "llama")}
+CHECKS["transformers opens SmolLM2 with every weight trained"] = check_smollm

@@ -53,6 +53,10 @@ def probe(checks, model, rows, adapter):
     return load_file(out)
 
 
+def distance(ours, theirs):
+    return float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
+
+
 def loader(peft_type):
     """How PEFT is asked: (forward, trained tensors under the names of the adapter's file)."""
     tuner = peft_type in ("LORA", "IA3", "LN_TUNING")
@@ -66,7 +70,7 @@ def differences(mine, rows, forward, trained, what):
     if trained:
         loss.backward()
     logits = logits.detach()
-    found = {"logits": float((mine["logits"].double() - logits).abs().max() / logits.abs().max()),
+    found = {"logits": distance(mine["logits"], logits),
              "loss": abs(float(mine["loss"][0]) / loss.item() - 1)}
     named = {key[5:]: value for key, value in mine.items() if key.startswith("grad.")}
     if trained:
@@ -141,8 +145,24 @@ def open_folder(folder, delta=None):
     return lambda row: model(input_ids=row).logits, trained
 
 
+def generated(model, ids, ends):
+    """What transformers' generate adds, with its cache."""
+    row = torch.tensor([ids])
+    made = model.generate(input_ids=row, attention_mask=torch.ones_like(row), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=ends,
+                          pad_token_id=END)[0].tolist()
+    return made[len(ids):] if made[:len(ids)] == ids else made  # behind a prompt PEFT returns the new tokens alone
+
+
+def stepped(forward, ids, ends):
+    """The likeliest token, one after the other, each from the whole row."""
+    made = []
+    while len(made) < NEW_TOKENS and not set(made) & set(ends):
+        made.append(int(forward(torch.tensor([ids + made]))[0, -1].argmax()))
+    return made
+
+
 def same_text(checks, model, adapter, rows, reference):
-    """Greedy texts of pfx are those of the reference; returns how many."""
+    """Greedy texts of pfx are those of the reference, a model or a function of rows; returns how many."""
     starts = [rows[0][a:min(b, a + PROMPT)].tolist() for a, b in zip(rows[2][:-1], rows[2][1:])]
     prompts = checks.scratch / "prompts.jsonl"
     command.write_rows(prompts, [{"prompt": command.ids_text(ids)} for ids in starts])
@@ -150,13 +170,11 @@ def same_text(checks, model, adapter, rows, reference):
                      "--dtype", "f32", "--threads", 1, "--json", "--quiet")
     ours = [json.loads(line)["text"] for line in out.splitlines()]
     assert len(ours) == len(starts)
-    ends = [END] + [i for i in [reference.config.eos_token_id] if i is not None]
+    end = json.loads((model / "config.json").read_text()).get("eos_token_id")
+    ends = [END] if end is None else [END, end]
     for ids, text in zip(starts, ours):
-        row = torch.tensor([ids])
         with torch.no_grad():
-            made = reference.generate(input_ids=row, attention_mask=torch.ones_like(row), max_new_tokens=NEW_TOKENS, do_sample=False,
-                                      eos_token_id=ends, pad_token_id=END)[0].tolist()
-        more = made[len(ids):] if made[:len(ids)] == ids else made
+            more = (generated if hasattr(reference, "generate") else stepped)(reference, ids, ends)
         more = more[:next((i for i, token in enumerate(more) if token in ends), None)]
         assert text == command.ids_text(more), f"{adapter.name}: {ids} goes on with {text!r}, not {command.ids_text(more)!r}"
     return len(starts)
@@ -174,3 +192,19 @@ def refused(checks, model, rows, tune, out):
     done = subprocess.run([checks.binary, "train", "--model", model, "--data", rows, "--out", out, "--tune", tune, "--steps", "1", "--quiet"],
                           capture_output=True, text=True)
     assert done.returncode == 2 and "bias" in done.stderr and not out.exists(), (done.returncode, done.stderr)
+
+
+def check_refuses(checks, model, adapter, message):
+    done = subprocess.run([checks.binary, "check", "--model", model, "--adapter", adapter], capture_output=True, text=True)
+    assert done.returncode in (3, 4) and message in done.stderr, (adapter.name, done.returncode, done.stderr)
+    return 1
+
+
+def peft_refuses(adapter, model):
+    """A prefix on some layers is nothing that PEFT could compute: it must not load it as if it were."""
+    try:
+        PeftModel.from_pretrained(make_golden.load_model(model, torch.float32), adapter)
+    except (KeyError, ValueError, TypeError) as problem:
+        assert "PFX_PREFIX_LAYERS" in str(problem), problem
+        return
+    raise AssertionError("PEFT loads PFX_PREFIX_LAYERS")

@@ -111,6 +111,7 @@ static void golden_adapters_fit_their_model(void **state) {
       px_adapter *a = open_golden(f, cases[i].folder);
       px_fit fit = PX_FIT_VERIFIED;
       ASSERT_OK(px_adapter_fits(a, models[f], NULL, false, &fit, NULL, &err));
+      ASSERT_OK(px_adapter_attaches(a, models[f], &err));
       assert_int_equal(fit, PX_FIT_UNVERIFIED);
       assert_string_equal(a->kind, cases[i].kind);
       assert_int_equal(a->tokens, cases[i].tokens);
@@ -208,6 +209,34 @@ static void lora_belongs_to_projections(void **state) {
   refused(rewrite(&part, "lora_norm"), ": model.norm cannot have lora_A in this model (llama)");
 }
 
+static void scales_that_can_only_be_merged(void **state) {
+  (void)state;
+  static const char *const targets[] = {"up_proj", "down_proj"};
+  static float ones[40];
+  for (int i = 0; i < 40; i++) ones[i] = 1;
+  px_fit fit;
+  for (int down = 0; down < 2; down++)
+    for (int in_front = 0; in_front < 2; in_front++) {
+      px_part_tensor t[2];
+      for (int l = 0; l < 2; l++)
+        t[l] = (px_part_tensor){.module = down ? l ? "model.layers.1.mlp.down_proj" : "model.layers.0.mlp.down_proj"
+                                               : l ? "model.layers.1.mlp.up_proj" : "model.layers.0.mlp.up_proj",
+                                .role = "ia3_l", .dims = 2, .shape = {in_front ? 1 : down ? 24 : 40, !in_front ? 1 : down ? 40 : 24}, .values = ones};
+      px_adapter_part part = {.kind = PX_PART_IA3, .tensors = t, .tensor_count = 2};
+      part.config = (px_adapter_config){.target_modules = {targets + down, 1}, .feedforward_modules = {targets + down, (size_t)in_front},
+                                        .task_type = "CAUSAL_LM"};
+      px_adapter *a = rewrite(&part, in_front ? down ? "down_in" : "up_in" : down ? "down_out" : "up_out");
+      ASSERT_OK(px_adapter_fits(a, models[1], NULL, false, &fit, NULL, &err));
+      if (down == in_front) {
+        ASSERT_OK(px_adapter_attaches(a, models[1], &err));
+      } else {
+        assert_int_equal(px_adapter_attaches(a, models[1], &err), PX_MISMATCH);
+        assert_non_null(strstr(err.message, "pfx merge puts this adapter into the weights"));
+      }
+      px_adapter_close(a);
+    }
+}
+
 static void a_context_must_hold_all_virtual_tokens(void **state) {
   (void)state;
   px_adapter *hybrid = open_golden(1, "hybrid"), *a = NULL;
@@ -292,6 +321,7 @@ int main(void) {
       cmocka_unit_test(they_fit_no_other_model),
       cmocka_unit_test(what_is_missing_is_named),
       cmocka_unit_test(lora_belongs_to_projections),
+      cmocka_unit_test(scales_that_can_only_be_merged),
       cmocka_unit_test(a_context_must_hold_all_virtual_tokens),
       cmocka_unit_test(every_part_is_held_against_the_base),
   };
