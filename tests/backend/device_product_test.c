@@ -80,7 +80,10 @@ static void every_flag_at_awkward_sizes(void **state) {
   ASSERT_OK(status);
   for (int flags = 0; flags < 112; flags++)
     for (int types = 0; types < 3; types++)
-      for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) check(be, flags, types, sizes[s][0], sizes[s][1], sizes[s][2]);
+      for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        if (be->emulated && (flags + types + (int)s) % 2) continue; /* every flag and every size, half of their pairs */
+        check(be, flags, types, sizes[s][0], sizes[s][1], sizes[s][2]);
+      }
   px_backend_close(be);
 }
 

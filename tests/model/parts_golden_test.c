@@ -123,9 +123,20 @@ static void compare(const char *family, const char *folder) {
   close_case(&g);
 }
 
+/* Over an emulated device two families stand for all: GPT-2 (one matrix for q, k and v, layer norms, positions that are learned) and
+ * Qwen3 (grouped heads, norms of q and k, head_dim of its own). */
+static bool left_out(int f) {
+#ifdef PX_TEST_HAS_CUDA
+  return device && is_emulated && strcmp(families[f], "gpt2") != 0 && strcmp(families[f], "qwen3") != 0;
+#else
+  (void)f;
+  return false;
+#endif
+}
+
 static void each_family(const char *folder) {
   for (int f = 0; f < FAMILIES; f++)
-    if (strcmp(families[f], "mistral") != 0 || strcmp(folder, "bias") != 0) compare(families[f], folder);
+    if (!left_out(f) && (strcmp(families[f], "mistral") != 0 || strcmp(folder, "bias") != 0)) compare(families[f], folder);
 }
 
 static const char *const folders[] = {"prompt", "p_tuning", "cartridge", "prefix_layers", "lora", "lora_all", "ia3", "norm", "bias", "top", "hybrid", "full"};
@@ -184,7 +195,7 @@ static void runs_begin_at_an_adapter(void **state) {
     const char *folder, *tune;
   } starts[] = {{"prompt", "prompt"}, {"lora", "lora"}, {"lora_all", "lora:2"}, {"ia3", "ia3"}, {"norm", "norm"}, {"top", "top:1"}, {"hybrid", "prefix+prompt+lora"}};
   for (int f = 0; f < FAMILIES; f++)
-    for (size_t i = 0; i < sizeof starts / sizeof *starts; i++) {
+    for (size_t i = 0; !left_out(f) && i < sizeof starts / sizeof *starts; i++) {
       px_error err = {0};
       char place[64], path[512], file[64], init[600];
       px_model *model;
@@ -224,7 +235,7 @@ static void bfloat16_is_as_good_as_torch(void **state) {
     double grads = 0;
     int count = 0;
     for (int f = 0; f < FAMILIES; f++) {
-      if (strcmp(families[f], "mistral") == 0 && strcmp(folders[k], "bias") == 0) continue;
+      if (left_out(f) || (strcmp(families[f], "mistral") == 0 && strcmp(folders[k], "bias") == 0)) continue;
       char what[64];
       snprintf(what, sizeof what, "%s %s in bf16", families[f], folders[k]);
       golden_case g = open_case(families[f], folders[k], PX_BF16);
