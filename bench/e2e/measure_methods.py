@@ -30,7 +30,7 @@ import tasks  # noqa: E402
 
 ROOT = tasks.ROOT
 # What a part usually learns at (host/tune/spec.c; a test holds the two together). Two rates: this and a third of it.
-USUAL_RATES = {"prefix": 3e-2, "prompt": 3e-2, "lora": 1e-3, "ia3": 1e-2, "norm": 3e-3, "bias": 3e-3, "top": 1e-4, "full": 5e-5}
+USUAL_RATES = {"prefix": 3e-2, "prompt": 3e-2, "lora": 3e-3, "ia3": 1e-2, "norm": 1e-2, "bias": 1e-2, "top": 1e-4, "full": 5e-5}
 FACTORS = (("usual", 1.0), ("third", 1 / 3))
 METHODS = ("prefix:20", "prompt:20", "lora:8", "ia3", "norm", "bias", "top:2", "full", "prefix:20+lora:8", "prompt:20+top:2", "prefix:10+bias")
 TASKS = {"e2e": {"steps": 300, "max_tokens": 80, "methods": METHODS},

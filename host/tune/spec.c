@@ -13,10 +13,10 @@ static const struct {
 } kinds[PX_PART_KINDS] = {
     [PX_PART_PREFIX] = {"prefix", "the number of virtual tokens", "init, reparam, dropout, layers, frozen", 3e-2},
     [PX_PART_PROMPT] = {"prompt", "the number of virtual tokens", "init", 3e-2},
-    [PX_PART_LORA] = {"lora", "the rank", "alpha, rslora, dropout, targets", 1e-3},
+    [PX_PART_LORA] = {"lora", "the rank", "alpha, rslora, dropout, targets", 3e-3},
     [PX_PART_IA3] = {"ia3", NULL, "targets", 1e-2},
-    [PX_PART_NORM] = {"norm", NULL, "", 3e-3},
-    [PX_PART_BIAS] = {"bias", NULL, "", 3e-3},
+    [PX_PART_NORM] = {"norm", NULL, "", 1e-2},
+    [PX_PART_BIAS] = {"bias", NULL, "", 1e-2},
     [PX_PART_TOP] = {"top", "the number of layers", "", 1e-4},
     [PX_PART_FULL] = {"full", NULL, "", 5e-5},
 };

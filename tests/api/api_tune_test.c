@@ -18,7 +18,7 @@ static void test_parts(void **state) {
   assert_int_equal(pfx_tune_describe(tune, 1, &part, &count, &error), PFX_OK);
   assert_string_equal(part.name, "lora");
   assert_int_equal(part.virtual_tokens, 0); /* its number is a rank */
-  assert_true(part.lr == 2e-4 && part.usual_lr == 1e-3);
+  assert_true(part.lr == 2e-4 && part.usual_lr == 3e-3);
   assert_int_equal(pfx_tune_describe(tune, 2, &part, &count, &error), PFX_OK);
   assert_int_equal(part.virtual_tokens, 5);
   assert_int_equal(pfx_tune_describe(tune, 3, &part, &count, &error), PFX_OK);
