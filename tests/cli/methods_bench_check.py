@@ -156,7 +156,7 @@ class MethodsBench(command.CommandTest):
             self.pfx("train", "--model", "q/model", "--data", "q/data/train.jsonl", "--tune", part + sizes.get(part, ""), "--steps", "1", "--threads", "1", "--out", part,
                      "--quiet")
             self.assertAlmostEqual(json.loads(read(f"{part}/run.json"))["settings"]["lr"], rate, delta=1e-6 * rate)
-        self.assertEqual(measure_methods.with_rate("prefix:2+lora:8", 1 / 3), ("prefix:2:lr=0.01+lora:8:lr=0.000333", "0.01+0.000333"))
+        self.assertEqual(measure_methods.with_rate("prefix:2+lora:8", 1 / 3), ("prefix:2:lr=0.01+lora:8:lr=0.001", "0.01+0.001"))
 
 
 if __name__ == "__main__":
