@@ -140,6 +140,7 @@ part_correct() {
   check device_attention_split_test 120 env PX_DEVICE_PROPERTIES="$out/device_properties.json" "$bin/device_attention_split_test"
   check training 180 "$python" tests/emu/cuda_check.py Training.test_as_on_the_cpu Training.test_stopped_and_resumed \
     Steps.test_replayed_or_one_by_one Failing.test_a_loss_that_is_not_finite
+  check parts 120 "$python" tests/emu/cuda_check.py Parts
   check generation 120 "$python" tests/emu/cuda_check.py Using
   if ! command -v compute-sanitizer >/dev/null; then
     skip sanitizer "no compute-sanitizer here"

@@ -75,22 +75,6 @@ class Training(Cuda):
         losses = [line["loss"] for line in metrics("whole")]
         self.assertLess(sum(losses[-5:]), sum(losses[:5]))
 
-    def test_every_part(self):
-        """All parts in one run, and all weights: as on the CPU, resumed bit for bit, replayed as launched."""
-        parts = "prefix:2+prompt:2+lora:2:targets=all:dropout=0.2+ia3+norm+bias+top:1"
-        for number, tune in enumerate((parts, "full:lr=1e-3", "prefix:3:frozen=1+lora:2")):
-            with self.subTest(tune):
-                run = [f"{kind}{number}" for kind in ("cpu", "whole", "halves", "plain")]
-                self.train("--steps", "6", out=run[0], device="cpu", tune=tune)
-                self.train("--steps", "6", "--save-every", "3", out=run[1], tune=tune)
-                self.train("--steps", "6", "--save-every", "3", "--stop-after", "3", out=run[2], tune=tune)
-                self.pfx("train", "--resume", run[2], "--quiet")
-                self.train("--steps", "6", "--save-every", "3", "--no-graph", out=run[3], tune=tune)
-                for here, there in zip(metrics(run[1]), metrics(run[0]), strict=True):
-                    self.assertAlmostEqual(here["loss"], there["loss"], delta=1e-4 * there["loss"])
-                for other in run[2:]:
-                    self.assertEqual(read(f"{run[1]}/checkpoint/pfx_state.safetensors"), read(f"{other}/checkpoint/pfx_state.safetensors"))
-
     def test_any_order_of_threads(self):
         self.train("--steps", "4", out="plain")
         for seed in range(1, 11):
@@ -141,6 +125,29 @@ class Training(Cuda):
         for size in (163, 227):
             self.train("--steps", "3", out=f"kb{size}", env=emulated(shared_kb=size))
             self.same_result("usual", f"kb{size}")
+
+
+class Parts(Cuda):
+    """Other parts than a prefix: as on the CPU, and resumed bit for bit."""
+
+    def check(self, tune):
+        self.train("--steps", "4", out="cpu", device="cpu", tune=tune)
+        self.train("--steps", "4", "--save-every", "2", out="whole", tune=tune)
+        self.train("--steps", "4", "--save-every", "2", "--stop-after", "2", out="halves", tune=tune)
+        self.pfx("train", "--resume", "halves", "--quiet")
+        for here, there in zip(metrics("whole"), metrics("cpu"), strict=True):
+            self.assertAlmostEqual(here["loss"], there["loss"], delta=1e-4 * there["loss"])
+        self.assertEqual(read("whole/checkpoint/pfx_state.safetensors"), read("halves/checkpoint/pfx_state.safetensors"))
+
+    def test_all_together(self):
+        """And replayed steps are launched ones."""
+        tune = "prefix:2+prompt:2+lora:2:targets=all:dropout=0.2+ia3+norm+bias+top:1"
+        self.check(tune)
+        self.train("--steps", "4", "--save-every", "2", "--no-graph", out="plain", tune=tune)
+        self.assertEqual(read("whole/checkpoint/pfx_state.safetensors"), read("plain/checkpoint/pfx_state.safetensors"))
+
+    def test_all_weights(self):
+        self.check("full:lr=1e-3")
 
 
 class Steps(Cuda):
