@@ -17,7 +17,7 @@ demo: ## train a prefix for a 135M-parameter model and see its text change, in a
 	$(call build,release,-D PFX_TESTS=OFF)
 	@scripts/demo.sh
 
-test: ## everything: release, sanitizer, race and fuzz builds, all tests (about 15 minutes on 2 cores)
+test: ## everything: release, sanitizer, race and fuzz builds, all tests (about 20 minutes on 2 cores)
 	@scripts/setup.sh test
 	@scripts/fetch_model.sh || echo "pfx: no model: the tests that need it will be skipped" >&2
 	$(call build,asan)
