@@ -26,20 +26,27 @@ def family(operation):
 def operations(folder):
     """(what, value, unit) of every operation: the median over its points of the share of the nearer limit."""
     shares = defaultdict(list)
-    for row in rows(folder, "ops.csv"):
-        shares[family(row["operation"])].append((max(float(row["percent_of_product"]), float(row["percent_of_copy"])),
-                                                 row["operation"]))
+    for name, engine in (("ops.csv", ""), ("ops_cudnn.csv", " with cuDNN")):
+        for row in rows(folder, name):
+            shares[family(row["operation"]) + engine].append((max(float(row["percent_of_product"]), float(row["percent_of_copy"])),
+                                                              row["operation"]))
     for name, points in shares.items():
         least, where = min(points)
         yield name, statistics.median(share for share, _ in points), f"% of its limit; least {least:.0f} % at {where}"
 
 
+def own_attention(folder, name):
+    """Microseconds of pfx's attention by model, length, prefix and direction."""
+    times = {}
+    for row in rows(folder, name):
+        if match := re.match(r"attention (forward|backward) (\S+) N(\d+) T(\d+) ", row["operation"]):
+            times[match[2], match[4], match[3], match[1]] = float(row["median_us"])
+    return times
+
+
 def attention(folder):
     """pfx beside PyTorch's attention, where both measured a shape."""
-    mine = {}
-    for row in rows(folder, "ops.csv"):
-        if match := re.match(r"attention (forward|backward) (\S+) N(\d+) T(\d+) ", row["operation"]):
-            mine[match[2], match[4], match[3], match[1]] = float(row["median_us"])
+    mine, split = own_attention(folder, "ops.csv"), own_attention(folder, "ops_cudnn.csv")
     peers = defaultdict(dict)
     for row in rows(folder, "peers_attention.csv"):
         if row["what"] == "forward and backward":
@@ -48,6 +55,9 @@ def attention(folder):
         both = [mine.get((*shape, way)) for way in ("forward", "backward")]
         if None in both:
             continue
+        with_cudnn = [split.get((*shape, way)) for way in ("forward", "backward")]
+        if None not in with_cudnn:
+            others = {"pfx with cuDNN": sum(with_cudnn), **others}
         words = ", ".join(f"{name} {time:.0f}" for name, time in others.items())
         yield f"attention both ways {shape[0]} T{shape[1]} N{shape[2]}", sum(both), f"us; {words}"
 
