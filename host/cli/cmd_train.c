@@ -96,7 +96,11 @@ static void print_result(const pfx_train_result *r, const char *out) {
     if (!isnan(r->last_valid_loss)) printf(", %.4f last", r->last_valid_loss);
     printf("\n");
   }
-  printf("adapter: %s\n", out);
+  /* A run of all weights leaves a model. */
+  char config_json[4096];
+  struct stat about;
+  snprintf(config_json, sizeof config_json, "%s/config.json", out);
+  printf("%s: %s\n", stat(config_json, &about) == 0 ? "model" : "adapter", out);
   if (!r->finished) printf("go on with: pfx train --resume %s\n", out);
 }
 
