@@ -98,15 +98,3 @@ px_status px_adapter_metadata(const px_model *model, const px_tokenizer *tok, co
   px_buf_free(&samples);
   return failed ? px_fail(err, PX_NO_MEMORY, "no memory") : PX_OK;
 }
-
-px_status px_adapter_write(const char *path, const px_model *model, const char *base_name, const float *values, int32_t tokens,
-                           const px_meta *metadata, size_t count, px_error *err) {
-  const px_config *c = px_model_config(model);
-  px_adapter_config config = {.peft_type = "PREFIX_TUNING", .base_model = base_name, .task_type = "CAUSAL_LM", .virtual_tokens = tokens,
-                              .layers = c->layers, .heads = c->kv_heads, .token_dim = (int64_t)c->kv_heads * c->head_dim,
-                              .hidden_size = (int64_t)c->kv_heads * c->head_dim};
-  const px_part_tensor tensor = {.module = "", .role = "prompt_embeddings", .dims = 2,
-                                 .shape = {tokens, 2 * config.layers * config.token_dim}, .values = values};
-  const px_adapter_part part = {.kind = PX_PART_PREFIX, .config = config, .tensors = &tensor, .tensor_count = 1};
-  return px_adapter_part_write(path, &part, metadata, count, err);
-}

@@ -47,8 +47,4 @@ px_status px_adapter_attaches(const px_adapter *adapter, const px_model *model, 
 px_status px_adapter_metadata(const px_model *model, const px_tokenizer *tok, const char *template_name, const char *training,
                               px_arena *arena, px_meta **out, size_t *count, px_error *err);
 
-/* Writes a prefix of `model` as PEFT's folder; metadata as above, or none. base_name: base_model_name_or_path. */
-px_status px_adapter_write(const char *path, const px_model *model, const char *base_name, const float *values, int32_t tokens,
-                           const px_meta *metadata, size_t count, px_error *err);
-
 #endif

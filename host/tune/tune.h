@@ -102,13 +102,4 @@ px_status px_tune_export(px_tune *tune, float *values, px_error *err);
 /* The gradient of that (after px_tune_end_step: prompt rows read the prefix too), without dropout, same layout: for probe. */
 px_status px_tune_export_grad(px_tune *tune, float *values, px_error *err);
 
-/* A prefix that is only used: keys and values in compute dtype from PEFT's layout. */
-typedef struct px_prefix {
-  px_kv_segment *segments; /* [layers] host-side array in backend memory, adapter id 0 */
-  void *memory;
-  int32_t tokens;
-} px_prefix;
-px_status px_prefix_open(const px_config *config, px_backend *be, px_dtype dtype, const float *values, int32_t tokens, px_prefix *out, px_error *err);
-void px_prefix_close(px_prefix *prefix, px_backend *be);
-
 #endif

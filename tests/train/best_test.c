@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "helpers/run_folder.h"
+#include "helpers/used_prefix.h"
 #include "train/evaluate.h"
 #include "tune/adapter.h"
 

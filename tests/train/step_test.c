@@ -8,6 +8,7 @@
 #include "helpers/run_folder.h"
 #include "helpers/tiny_model.h"
 #include "helpers/tolerance.h"
+#include "helpers/used_prefix.h"
 #include "train/evaluate.h"
 #include "tune/adapter.h"
 

@@ -10,6 +10,7 @@
 #include "helpers/byte_tokenizer.h"
 #include "helpers/pass.h"
 #include "helpers/tiny_model.h"
+#include "helpers/used_prefix.h"
 #include "tune/adapter.h"
 #include "tune/prefix.h"
 
@@ -281,13 +282,26 @@ static void a_token_outside_the_vocabulary_is_refused(void **state) {
   px_model_close(small);
 }
 
+/* A prefix as PEFT's folder. */
+static px_status write_prefix(const char *path, const px_model *of, const char *base_name, const float *values, int32_t tokens,
+                           const px_meta *metadata, size_t count, px_error *err) {
+  const px_config *c = px_model_config(of);
+  px_adapter_config config = {.peft_type = "PREFIX_TUNING", .base_model = base_name, .task_type = "CAUSAL_LM", .virtual_tokens = tokens,
+                              .layers = c->layers, .heads = c->kv_heads, .token_dim = (int64_t)c->kv_heads * c->head_dim,
+                              .hidden_size = (int64_t)c->kv_heads * c->head_dim};
+  const px_part_tensor tensor = {.module = "", .role = "prompt_embeddings", .dims = 2,
+                                 .shape = {tokens, 2 * config.layers * config.token_dim}, .values = values};
+  const px_adapter_part part = {.kind = PX_PART_PREFIX, .config = config, .tensors = &tensor, .tensor_count = 1};
+  return px_adapter_part_write(path, &part, metadata, count, err);
+}
+
 static void write_adapter(const char *path, const float *values, int32_t tokens, bool fingerprint) {
   px_error err = {0};
   px_arena arena = {0};
   px_meta *meta = NULL;
   size_t count = 0;
   if (fingerprint) ASSERT_OK(px_adapter_metadata(model, plain, "none", "{\"step\": 7}", &arena, &meta, &count, &err));
-  ASSERT_OK(px_adapter_write(path, model, "a/model", values, tokens, meta, count, &err));
+  ASSERT_OK(write_prefix(path, model, "a/model", values, tokens, meta, count, &err));
   px_arena_free(&arena);
 }
 
@@ -344,7 +358,7 @@ static void an_adapter_survives_reading_and_writing(void **state) {
     assert_int_equal(a->tokens, 4);
     assert_true(same(a->values, values, 4));
     assert_true((a->parts[0].metadata_count > 0) == fingerprint);
-    ASSERT_OK(px_adapter_write(paths[1], model, a->parts[0].config.base_model, a->values, a->tokens, a->parts[0].metadata,
+    ASSERT_OK(write_prefix(paths[1], model, a->parts[0].config.base_model, a->values, a->tokens, a->parts[0].metadata,
                                a->parts[0].metadata_count, &err));
     px_adapter_close(a);
     px_buf x = bytes_of(paths[0]), y = bytes_of(paths[1]);
